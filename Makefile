@@ -1,0 +1,42 @@
+# Everything a contributor runs. `make demo` and `make test` set up what they need in .venv.
+
+PYTHON ?= python3
+# Models and data that were fetched once are kept here.
+export MOBILLM_CACHE ?= $(CURDIR)/.cache/mobillm
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# torch first and by exact version: a range would let pip choose a build with gigabytes of CUDA.
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.PHONY: setup demo test check style types clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of extras, remade when the dependencies change.
+$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install $(TORCH)
+	$(PIP) install --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+setup: $(VENV)/.all
+
+demo: $(VENV)/.bench
+	$(BIN)/mobillm demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.all style types
+	$(BIN)/python -m pytest
+
+style: $(VENV)/.all
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.all
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,0 +1,100 @@
+"""Options of a connection: how long to wait and how much to hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from .errors import ConfigError
+
+__all__ = ["Limits", "Timeouts"]
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Bounds of every wait, in seconds; ``None`` switches a bound off.
+
+    Attributes:
+        connect: TCP and TLS, on the device.
+        handshake: from the first byte to WELCOME, on both sides, in total.
+        request: an answer to OPEN, a blob upload's confirmation, EVAL's start or PULL's first chunk.
+        keepalive: silence after which a PING is sent.
+        keepalive_reply: silence after that PING after which the peer counts as dead.
+        drain: a graceful stop; what is left after it is aborted.
+
+    """
+
+    connect: float | None = 10.0
+    handshake: float | None = 5.0
+    request: float | None = 30.0
+    keepalive: float | None = 20.0
+    keepalive_reply: float | None = 20.0
+    drain: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not (0 < value < math.inf):
+                raise ConfigError(f"timeouts.{field.name}", value, "a positive number of seconds, or None")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of everything that is held in memory, in bytes unless a field says otherwise.
+
+    Attributes:
+        frame: largest frame body; at least 16 KiB and at most 4 MiB.
+        chunk: payload bytes that a sender puts into one DATA or BLOB frame; fits into ``frame``.
+        batch: largest batch, all tensors together, packed.
+        blob: largest blob (an LM head, say).
+        queue: packed bytes that wait for the network on the device, and the credit window that the
+            server grants to one session.
+        batches: batches of one session between arrival and training, a count.
+        streams: sessions on one connection, a count.
+        outbound: bytes that may wait in the socket's send buffer before a slow reader is cut off.
+
+    """
+
+    frame: int = 1 * MIB
+    chunk: int = 256 * KIB
+    batch: int = 64 * MIB
+    blob: int = 2048 * MIB
+    queue: int = 64 * MIB
+    batches: int = 16
+    streams: int = 64
+    outbound: int = 4 * MIB
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("frame", 16 * KIB, 4 * MIB),
+            ("chunk", 1 * KIB, 4 * MIB - 8 * KIB),
+            ("batch", 16 * KIB, 1 << 40),
+            ("blob", 16 * KIB, 1 << 40),
+            ("queue", 16 * KIB, 1 << 40),
+            ("batches", 1, 1 << 20),
+            ("streams", 1, 65535),
+            ("outbound", 64 * KIB, 1 << 40),
+        ):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and low <= value <= high):
+                raise ConfigError(f"limits.{name}", value, f"an integer from {low} to {high}")
+        # 8 KiB leave room for the 4 KiB metadata map and the five bytes of the bin header.
+        if self.chunk > self.frame - 8 * KIB:
+            raise ConfigError(
+                "limits.chunk", self.chunk, f"at most limits.frame - 8192 = {self.frame - 8192}"
+            )
+
+    def narrowed(self, *, frame: int, batch: int, blob: int, streams: int) -> Limits:
+        """Return these limits, cut to those of the peer."""
+        frame = min(self.frame, frame)
+        return dataclasses.replace(
+            self,
+            frame=frame,
+            chunk=min(self.chunk, frame - 8192),
+            batch=min(self.batch, batch),
+            blob=min(self.blob, blob),
+            streams=min(self.streams, streams),
+        )

@@ -1,0 +1,300 @@
+"""What a session trains: frozen dataclasses that travel as one msgpack map.
+
+The maps hold only ``None``, booleans, integers, floats, strings, lists and maps. A key that a reader
+does not know is ignored unless it starts with ``!``, which marks it critical.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Self
+
+from .errors import ConfigError
+from .formats import BLOCKS, Format
+
+__all__ = [
+    "KINDS",
+    "POOLS",
+    "SCHEDULES",
+    "TASKS",
+    "CodecSpec",
+    "ModelSpec",
+    "OptimizerSpec",
+    "SessionSpec",
+    "SideSpec",
+]
+
+TASKS = ("causal-lm", "classification", "regression")
+KINDS = ("ladder", "parallel", "head")
+POOLS = ("last", "first", "mean")
+SCHEDULES = ("onecycle", "linear", "constant")
+
+_MAX_NAME = 128
+_MAX_WIDTH = 1 << 16
+_MAX_TAPS = 1000  # tensor numbers from 1000 on mean something else
+_MAX_VOCABULARY = 1 << 22
+
+
+class _Record:
+    """A frozen dataclass that can be written to and read from a map."""
+
+    __slots__ = ()
+
+    def to_map(self) -> dict[str, Any]:
+        """Return the record as a map of plain values."""
+        out: dict[str, Any] = {}
+        for field in dataclasses.fields(typing.cast(Any, self)):
+            value = getattr(self, field.name)
+            if isinstance(value, _Record):
+                value = value.to_map()
+            elif isinstance(value, tuple):
+                value = list(value)
+            out[field.name] = value
+        return out
+
+    @classmethod
+    def from_map(cls, values: object, where: str = "spec") -> Self:
+        """Read a record from a map that may come from a peer.
+
+        Args:
+            values: the map; anything else is refused.
+            where: dotted name of the map, for errors.
+
+        Raises:
+            ConfigError: a field is missing, has another type, or is out of range.
+
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(where, _short(values), "a map")
+        hints = typing.get_type_hints(cls)
+        fields = dataclasses.fields(typing.cast(Any, cls))
+        known = {field.name for field in fields}
+        for key in values:
+            if key not in known and isinstance(key, str) and key.startswith("!"):
+                raise ConfigError(f"{where}.{_short(key)}", "a critical field", "a field this version knows")
+        found: dict[str, Any] = {}
+        for field in fields:
+            if field.name not in values:
+                if field.default is dataclasses.MISSING:
+                    raise ConfigError(f"{where}.{field.name}", None, "a value; the field is required")
+                continue
+            found[field.name] = _read(hints[field.name], values[field.name], f"{where}.{field.name}")
+        return cls(**found)
+
+
+def _read(hint: Any, value: object, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(arm for arm in hint.__args__ if arm is not type(None))
+    if isinstance(hint, type) and issubclass(hint, _Record):
+        return hint.from_map(value, where)
+    if hint == tuple[int, ...]:
+        if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
+            raise ConfigError(where, _short(value), "a list of integers")
+        return tuple(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(where, _short(value), f"a value of type {hint.__name__}")
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check(ok: bool, field: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(field, value, expected)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec(_Record):
+    """The backbone's fingerprint.
+
+    Attributes:
+        name: public name of the model, at most 128 characters; informative.
+        hidden_size: width of the hidden states.
+        layers: number of layers.
+        taps: layers whose output is sent, strictly ascending, each from 0 (the embedding's output)
+            to ``layers``.
+
+    """
+
+    name: str
+    hidden_size: int
+    layers: int
+    taps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check(len(self.name) <= _MAX_NAME, "model.name", _short(self.name), "at most 128 characters")
+        _check(
+            1 <= self.hidden_size <= _MAX_WIDTH, "model.hidden_size", self.hidden_size, f"1 to {_MAX_WIDTH}"
+        )
+        _check(1 <= self.layers <= 1024, "model.layers", self.layers, "1 to 1024")
+        ascending = all(a < b for a, b in zip(self.taps, self.taps[1:], strict=False))
+        inside = 0 < len(self.taps) <= _MAX_TAPS and self.taps[0] >= 0 and self.taps[-1] <= self.layers
+        _check(
+            ascending and inside,
+            "model.taps",
+            list(self.taps),
+            f"1 to {_MAX_TAPS} layer numbers, strictly ascending, each from 0 to {self.layers}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SideSpec(_Record):
+    """The side network.
+
+    Attributes:
+        kind: ``ladder`` (narrow blocks with attention), ``parallel`` (full-width per-token adapters)
+            or ``head`` (the head alone on the last tap: the baseline).
+        width: width of the ladder's blocks, or of the parallel adapters' bottleneck.
+        heads: attention heads of a ladder block; must divide ``width``.
+        dropout: probability, applied in training only.
+        causal: whether a position sees only earlier ones; must be true for ``causal-lm``.
+        pool: which position feeds a classification or regression head: ``last``, ``first`` (encoders
+            with a [CLS] token) or ``mean``.
+
+    """
+
+    kind: str = "ladder"
+    width: int = 96
+    heads: int = 6
+    dropout: float = 0.1
+    causal: bool = True
+    pool: str = "last"
+
+    def __post_init__(self) -> None:
+        _check(self.kind in KINDS, "side.kind", self.kind, f"one of {', '.join(KINDS)}")
+        _check(1 <= self.width <= _MAX_WIDTH, "side.width", self.width, f"1 to {_MAX_WIDTH}")
+        _check(
+            1 <= self.heads <= self.width and self.width % self.heads == 0,
+            "side.heads",
+            self.heads,
+            f"a divisor of side.width = {self.width}",
+        )
+        _check(0.0 <= self.dropout < 1.0, "side.dropout", self.dropout, "from 0 up to but not 1")
+        _check(self.pool in POOLS, "side.pool", self.pool, f"one of {', '.join(POOLS)}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSpec(_Record):
+    """AdamW and its schedule.
+
+    Attributes:
+        lr: peak learning rate.
+        weight_decay: applied to matrices only.
+        schedule: ``onecycle`` (cosine up and down), ``linear`` (up, then down to 0) or ``constant``
+            (after the warm-up). The first two need ``SessionSpec.batches``.
+        warmup: part of all steps spent rising to ``lr``, 0 to 0.5.
+        clip: largest gradient norm; 0 switches clipping off.
+        ema: decay of the averaged weights that are evaluated and pulled; 0 switches averaging off.
+
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    schedule: str = "onecycle"
+    warmup: float = 0.1
+    clip: float = 1.0
+    ema: float = 0.98
+
+    def __post_init__(self) -> None:
+        _check(0.0 < self.lr <= 10.0, "optimizer.lr", self.lr, "a number above 0, at most 10")
+        _check(0.0 <= self.weight_decay <= 10.0, "optimizer.weight_decay", self.weight_decay, "0 to 10")
+        _check(
+            self.schedule in SCHEDULES, "optimizer.schedule", self.schedule, f"one of {', '.join(SCHEDULES)}"
+        )
+        _check(0.0 <= self.warmup <= 0.5, "optimizer.warmup", self.warmup, "0 to 0.5")
+        _check(0.0 <= self.clip < math.inf, "optimizer.clip", self.clip, "0 or a positive number")
+        _check(0.0 <= self.ema < 1.0, "optimizer.ema", self.ema, "from 0 up to but not 1")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CodecSpec(_Record):
+    """How taps are packed.
+
+    Attributes:
+        format: name of a packed format, for example ``asym4``.
+        block: values that share a scale; 32, 64 or 128.
+
+    """
+
+    format: str = "asym4"
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        if Format.parse(self.format) is Format.I32:
+            raise ConfigError("codec.format", self.format, "a format for activations")
+        _check(self.block in BLOCKS, "codec.block", self.block, "32, 64 or 128")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSpec(_Record):
+    """One fine-tuning job.
+
+    Attributes:
+        task: ``causal-lm``, ``classification`` or ``regression``.
+        outputs: classes, 1 for regression, or the vocabulary's size for ``causal-lm``.
+        model: the backbone's fingerprint.
+        side: the side network.
+        optimizer: optimizer and schedule.
+        codec: how taps are packed.
+        epochs: passes over the batches; passes after the first are read from the activation log.
+        batches: training batches of one pass, or None when the device does not know yet.
+        seed: of initialisation, dropout and the order of later passes.
+        head: SHA-256 (64 hex digits) of the frozen norm and LM head; required by ``causal-lm`` only.
+        trace: whether METRICS frames carry the server's timings.
+
+    """
+
+    task: str
+    outputs: int
+    model: ModelSpec
+    side: SideSpec = SideSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    codec: CodecSpec = CodecSpec()
+    epochs: int = 1
+    batches: int | None = None
+    seed: int = 0
+    head: str | None = None
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.task in TASKS, "task", self.task, f"one of {', '.join(TASKS)}")
+        _check(1 <= self.outputs <= _MAX_VOCABULARY, "outputs", self.outputs, f"1 to {_MAX_VOCABULARY}")
+        _check(self.task != "regression" or self.outputs == 1, "outputs", self.outputs, "1 for regression")
+        _check(
+            self.task != "classification" or self.outputs >= 2, "outputs", self.outputs, "at least 2 classes"
+        )
+        _check(1 <= self.epochs <= 10_000, "epochs", self.epochs, "1 to 10000")
+        _check(self.batches is None or self.batches >= 1, "batches", self.batches, "at least 1, or None")
+        _check(
+            self.batches is not None or self.optimizer.schedule == "constant",
+            "batches",
+            self.batches,
+            f"a number, which the schedule {self.optimizer.schedule!r} needs",
+        )
+        _check(0 <= self.seed < 1 << 63, "seed", self.seed, "0 to 2**63 - 1")
+        if self.task == "causal-lm":
+            _check(self.side.causal, "side.causal", self.side.causal, "true for causal-lm")
+            _check(self.side.kind != "head", "side.kind", self.side.kind, "ladder or parallel for causal-lm")
+            _check(
+                self.head is not None and _is_digest(self.head),
+                "head",
+                self.head,
+                "the SHA-256 of the LM head's blob, 64 lower-case hex digits",
+            )
+        else:
+            _check(self.head is None, "head", self.head, f"None for {self.task}")
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

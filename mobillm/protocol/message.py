@@ -1,0 +1,131 @@
+"""The base of all messages: fields with rules, valid from the constructor on.
+
+``stream``, ``seq`` and ``payload`` travel outside the metadata map; all other fields are keys of the
+map under their own names. ``docs/protocol.md``, section "Metadata".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Self
+
+import msgpack
+
+from ..errors import ErrorCode, RemoteProtocolError
+from .frames import HEADER_SIZE, MAX_META, PAYLOAD_HEADER_SIZE, Frame, FrameType, encode_frame
+from .schema import Rule, decode_map, integer, number, text
+
+__all__ = ["COUNT", "NAME", "SECONDS", "SENTENCE", "SEQ", "SIZE", "Message", "buffer", "wire"]
+
+SEQ = integer(0, 2**63 - 1)
+SIZE = integer(0, 2**48)
+COUNT = integer(0, 2**32 - 1)
+NAME = text(64)
+SENTENCE = text(512)
+SECONDS = number(0.0, 86400.0)
+
+_OUTSIDE = frozenset({"stream", "seq", "payload"})
+
+
+def wire(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
+    """Declare a field of a message with the rule it obeys."""
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Base of all messages.
+
+    Attributes:
+        stream: 0 for the connection, else the stream of one session.
+        seq: batch number, from 1; 0 where none applies.
+
+    """
+
+    type: ClassVar[FrameType]
+    stream: int = wire(integer(0, 0xFFFF), 0)
+    seq: int = wire(SEQ, 0)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            try:
+                field.metadata["rule"](getattr(self, field.name))
+            except ValueError as exc:
+                raise ValueError(f"{self.type.name}.{field.name} must be {exc}") from None
+        self._check()
+
+    def _check(self) -> None:
+        """Check what no single field's rule can; raise ValueError."""
+
+    def _payload(self) -> bytes | memoryview | None:
+        return getattr(self, "payload", None)
+
+    def _map(self) -> bytes:
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in _OUTSIDE and getattr(self, field.name) is not None
+        }
+        meta: bytes = msgpack.packb(values)
+        if len(meta) > MAX_META:
+            raise ValueError(f"{self.type.name}: a map of {len(meta)} bytes; the limit is {MAX_META}")
+        return meta
+
+    def frame_size(self) -> int:
+        """Return the bytes of the message's frame, header included.
+
+        Raises:
+            ValueError: the map would exceed 4 KiB.
+
+        """
+        payload = self._payload()
+        return HEADER_SIZE + len(self._map()) + (0 if payload is None else PAYLOAD_HEADER_SIZE + len(payload))
+
+    def encode(self) -> list[bytes | memoryview]:
+        """Return the message's frame as buffers; a payload is handed on without a copy.
+
+        Raises:
+            ValueError: the map would exceed 4 KiB.
+
+        """
+        return encode_frame(self.type, self.stream, self.seq, self._map(), self._payload())
+
+    @classmethod
+    def decode(cls, frame: Frame) -> Self:
+        """Read the message of a frame; keys that are not known are ignored unless critical.
+
+        Raises:
+            RemoteProtocolError: a field is missing or breaks its rule.
+
+        """
+        values = decode_map(frame.meta)
+        found: dict[str, Any] = {"stream": frame.stream, "seq": frame.seq}
+        if frame.payload is not None:
+            found["payload"] = frame.payload
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key, value in values.items():
+            if key in known and key not in found:
+                found[key] = value
+            elif key.startswith("!"):
+                raise RemoteProtocolError(
+                    ErrorCode.UNSUPPORTED, f"{cls.type.name} has an unknown critical key"
+                )
+        try:
+            return cls(**found)
+        except TypeError:
+            missing = [
+                field.name
+                for field in dataclasses.fields(cls)
+                if field.default is dataclasses.MISSING and field.name not in found
+            ]
+            text_ = f"{cls.type.name} lacks {', '.join(missing)}"
+            raise RemoteProtocolError(ErrorCode.DECODE, text_) from None
+        except ValueError as exc:
+            raise RemoteProtocolError(ErrorCode.SCHEMA_MISMATCH, str(exc)) from None
+
+
+def buffer(value: object) -> None:
+    """Accept bytes and memoryviews whose length is their number of bytes."""
+    flat = isinstance(value, memoryview) and value.ndim == value.itemsize == 1 and value.c_contiguous
+    if not isinstance(value, bytes) and not flat:
+        raise ValueError("bytes, or a contiguous memoryview of bytes")

@@ -1,0 +1,68 @@
+"""Headers of packed tensors: what is in a payload and exactly how long it is.
+
+``docs/packed-tensors.md``. Which tensors a batch may hold is a closed list: the
+taps, the targets and the lengths. No text, no input ids and no attention mask are among them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from ..formats import BLOCKS, MAX_RANK, Format, packed_size
+
+__all__ = ["LENGTHS", "TARGETS", "TensorHeader", "tensor_name"]
+
+TARGETS = 1000
+LENGTHS = 1001
+
+MAX_DIMENSION = 2**31 - 1
+
+
+def tensor_name(tensor: int) -> str:
+    """Name a tensor of a batch by its number."""
+    if tensor == TARGETS:
+        return "targets"
+    if tensor == LENGTHS:
+        return "lengths"
+    return f"tap {tensor}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """Format, block length and shape of a packed tensor; valid from its constructor on.
+
+    Args:
+        format: packed format.
+        block: values per block; 0 for formats without blocks.
+        shape: dimensions, each at least 1.
+
+    Raises:
+        ValueError: the three do not describe a tensor.
+
+    """
+
+    format: Format
+    block: int
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.format.is_block:
+            if self.block not in BLOCKS:
+                raise ValueError(f"a block of {self.block} values; accepted are {BLOCKS}")
+        elif self.block != 0:
+            raise ValueError(f"a block of {self.block} values for a format without blocks")
+        if not 1 <= len(self.shape) <= MAX_RANK:
+            raise ValueError(f"a tensor of rank {len(self.shape)}; accepted are 1 to {MAX_RANK}")
+        if not all(1 <= size <= MAX_DIMENSION for size in self.shape):
+            raise ValueError("a dimension that is not from 1 to 2**31 - 1")
+
+    @property
+    def values(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Exact bytes of the packed tensor."""
+        return packed_size(self.format, self.block, self.shape)

@@ -1,0 +1,49 @@
+"""Tests of mobillm.protocol.tensors."""
+
+from __future__ import annotations
+
+import pytest
+
+from mobillm.formats import Format, packed_size
+from mobillm.protocol import LENGTHS, TARGETS, TensorHeader, tensor_name
+
+
+def test_names() -> None:
+    """[B-3] Taps by number, and two names."""
+    assert [tensor_name(n) for n in (0, 999, TARGETS, LENGTHS)] == ["tap 0", "tap 999", "targets", "lengths"]
+    assert (TARGETS, LENGTHS) == (1000, 1001)
+
+
+@pytest.mark.parametrize("fmt", list(Format))
+def test_size_is_the_packed_size(fmt: Format) -> None:
+    """[B-5] The header gives the exact bytes of the packed tensor."""
+    block = 64 if fmt.is_block else 0
+    header = TensorHeader(fmt, block, (3, 70))
+    assert header.values == 210
+    assert header.size == packed_size(fmt, block, (3, 70))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "block", "shape", "text"),
+    [
+        (Format.ASYM4, 0, (4,), "block of 0"),
+        (Format.ASYM4, 96, (4,), "block of 96"),
+        (Format.NF4, 256, (4,), "block of 256"),
+        (Format.F16, 64, (4,), "without blocks"),
+        (Format.F16, 0, (), "rank 0"),
+        (Format.F16, 0, (1,) * 9, "rank 9"),
+        (Format.F16, 0, (0,), "dimension"),
+        (Format.F16, 0, (4, -1), "dimension"),
+        (Format.F16, 0, (2**31,), "dimension"),
+    ],
+)
+def test_impossible_headers_are_refused(fmt: Format, block: int, shape: tuple[int, ...], text: str) -> None:
+    """[B-14] [L-10] Block, rank and dimensions have bounds."""
+    with pytest.raises(ValueError, match=text):
+        TensorHeader(fmt, block, shape)
+
+
+def test_bounds_are_inclusive() -> None:
+    """[B-14] [L-10] The largest rank, dimension and each block length pass, without overflow."""
+    assert TensorHeader(Format.F32, 0, (2**31 - 1,) * 8).size == (2**31 - 1) ** 8 * 4
+    assert [TensorHeader(Format.ASYM2, block, (1,)).size for block in (32, 64, 128)] == [5, 5, 5]

@@ -1,0 +1,145 @@
+"""Quantize and dequantize numpy arrays.
+
+The layout of the bytes is normative: ``docs/packed-tensors.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConfigError, QuantizationError
+from ..formats import Format
+from . import blocks
+from .layout import Layout, refusal
+from .tables import largest
+
+__all__ = ["Packed", "dequantize", "quantize"]
+
+Packed = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
+
+# Values handled at a time: the fp32 temporaries of a chunk stay in a core's own cache.
+_CHUNK = 1 << 17
+
+
+def quantize(x: npt.NDArray[Any], fmt: Format, block: int = 64) -> npt.NDArray[np.uint8]:
+    """Quantize and pack an array.
+
+    Args:
+        x: float32 or float16 values of rank 0 to 8, in any memory order; int32 for ``I32``.
+        fmt: the packed format.
+        block: consecutive values of the last axis that share a scale: 32, 64 or 128.
+
+    Returns:
+        A new uint8 array [:func:`~mobillm.formats.packed_size`].
+
+    Raises:
+        QuantizationError: a value is NaN, infinite or too large for the format.
+        ConfigError: the type, the rank or the block is not one of the above.
+
+    """
+    layout = Layout.of(fmt, block, x.shape)
+    accepted = (np.int32,) if fmt is Format.I32 else (np.float32, np.float16)
+    if x.dtype not in accepted:
+        names = " or ".join(np.dtype(kind).name for kind in accepted)
+        raise ConfigError(
+            "x.dtype", str(x.dtype), f"{names} for {fmt.name.lower()}; convert the values first"
+        )
+    if layout.size == 0:
+        return np.empty(0, np.uint8)
+    if fmt.is_block:
+        return _quantize_blocks(x, fmt, layout)
+    return _quantize_plain(x, fmt)
+
+
+def dequantize(packed: Packed, fmt: Format, shape: Sequence[int], block: int = 64) -> npt.NDArray[Any]:
+    """Unpack and dequantize a packed tensor.
+
+    Args:
+        packed: bytes, or a contiguous uint8 array, of exactly the size that the shape asks for.
+        fmt: the packed format.
+        shape: axes of the tensor; an empty shape is a single value.
+        block: consecutive values of the last axis that share a scale: 32, 64 or 128.
+
+    Returns:
+        A new, writable array of ``shape``; int32 for ``I32``, else float32. The content is not checked:
+        damaged bytes may give values that are not finite.
+
+    Raises:
+        ConfigError: the size does not fit the shape, or the rank or the block is out of range.
+
+    """
+    layout = Layout.of(fmt, block, shape)
+    octets = np.frombuffer(packed, np.uint8)
+    layout.check_packed(octets.size, fmt, block, shape)
+    if not fmt.is_block:
+        return _dequantize_plain(octets, fmt).reshape(shape)
+    out = np.empty((layout.rows, layout.width), np.float32)
+    records = octets.reshape(layout.rows, layout.row_size)
+    for rows in _row_chunks(layout):
+        for span in layout.spans:
+            part = records[rows, span.octets].reshape(-1, span.record)
+            target = out[rows, span.columns]
+            target[...] = blocks.decode(fmt, part, span.values).reshape(target.shape)
+    return out.reshape(shape)
+
+
+def _row_chunks(layout: Layout) -> list[slice]:
+    if layout.size == 0:
+        return []
+    step = max(1, _CHUNK // layout.width)
+    return [slice(start, min(start + step, layout.rows)) for start in range(0, layout.rows, step)]
+
+
+def _quantize_blocks(x: npt.NDArray[Any], fmt: Format, layout: Layout) -> npt.NDArray[np.uint8]:
+    out = np.empty((layout.rows, layout.row_size), np.uint8)
+    values = x.reshape(layout.rows, layout.width)
+    limit = largest(fmt)
+    for rows in _row_chunks(layout):
+        for span in layout.spans:
+            part = np.ascontiguousarray(values[rows, span.columns], np.float32).reshape(-1, span.values)
+            low, high = blocks.extremes(part)
+            if not (low.min() >= -limit and high.max() <= limit):
+                raise _refusal(x, fmt, limit)
+            target = out[rows, span.octets]
+            target[...] = blocks.encode(fmt, part, low, high).reshape(target.shape)
+    return out.reshape(-1)
+
+
+def _quantize_plain(x: npt.NDArray[Any], fmt: Format) -> npt.NDArray[np.uint8]:
+    if fmt is Format.I32:
+        return np.array(x, "<i4", order="C").reshape(-1).view(np.uint8)
+    limit = largest(fmt)
+    with np.errstate(invalid="ignore"):
+        low, high = float(x.min()), float(x.max())  # both are NaN if any value is
+    if not (low >= -limit and high <= limit):
+        raise _refusal(x, fmt, limit)
+    if fmt is Format.F16:
+        return np.array(x, "<f2", order="C").reshape(-1).view(np.uint8)
+    single = np.array(x, "<f4", order="C").reshape(-1)
+    if fmt is Format.F32:
+        return single.view(np.uint8)
+    bits = single.view("<u4")
+    # Half of the lowest kept bit, less one when that bit is 0: carries exactly when rounding goes up.
+    bits += 0x7FFF + (bits >> 16 & 1)
+    return (bits >> 16).astype("<u2").view(np.uint8)
+
+
+def _dequantize_plain(octets: npt.NDArray[np.uint8], fmt: Format) -> npt.NDArray[Any]:
+    if fmt is Format.I32:
+        return octets.view("<i4").astype(np.int32)
+    if fmt is Format.F32:
+        return octets.view("<f4").astype(np.float32)
+    if fmt is Format.F16:
+        return octets.view("<f2").astype(np.float32)
+    return (octets.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def _refusal(x: npt.NDArray[Any], fmt: Format, limit: float) -> QuantizationError:
+    values = np.asarray(x, np.float32)
+    fits = np.abs(values) <= limit
+    position = tuple(int(i) for i in np.unravel_index(int(np.argmin(fits)), values.shape))
+    return refusal(fmt, limit, position, float(values[position]))

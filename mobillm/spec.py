@@ -199,7 +199,7 @@ class OptimizerSpec(_Record):
 
     """
 
-    lr: float = 1e-3
+    lr: float = 5e-4
     weight_decay: float = 0.05
     schedule: str = "onecycle"
     warmup: float = 0.1

@@ -1,0 +1,303 @@
+"""The frozen backbone: a language model that is only run forward, and whose hidden states are tapped."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ..errors import ConfigError, ModelError
+from ..spec import ModelSpec
+from .gguf import dequantized_directory
+from .layers import Parts, find_parts
+from .models import resolve_model
+from .quiet import quiet_loading
+from .taps import parse_taps
+from .tokens import tokenize, tokenize_pairs
+
+__all__ = ["Backbone", "OnTap"]
+
+OnTap = Callable[[int, Tensor], None]
+
+
+class _LastTapDoneError(Exception):
+    """Raised by the hook of the last tap: what would run after it is not needed."""
+
+
+class Backbone:
+    """A frozen decoder or encoder with taps.
+
+    The model is in evaluation mode and without gradients. One forward at a time: the object is not
+    safe for concurrent use by several threads.
+
+    Attributes:
+        model: the transformers model; it may be moved to another device with ``model.to``.
+        name: public name of the model.
+        taps: tapped layers, strictly ascending.
+        causal: true for a decoder, false for an encoder.
+
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, taps: str | Sequence[int]) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self._tokenizer = tokenizer
+        self._parts: Parts = find_parts(model)
+        self.taps = parse_taps(taps, self.layers)
+        self.causal = self._parts.causal
+
+    @classmethod
+    def from_model(
+        cls, model: nn.Module, tokenizer: Any = None, *, name: str, taps: str | Sequence[int] = "every:4"
+    ) -> Self:
+        """Wrap a transformers model that is already in memory; it is frozen in place.
+
+        Args:
+            model: a decoder or an encoder of transformers.
+            tokenizer: its tokenizer; None when only token ids will be used.
+            name: public name of the model.
+            taps: which layers to tap, as in :func:`~mobillm.nn.taps.parse_taps`.
+
+        Raises:
+            ConfigError: ``taps`` cannot be read.
+            ModelError: the model's layers cannot be found, or a tap lies outside them.
+
+        """
+        return cls(model, tokenizer, name=name, taps=taps)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str | Path,
+        *,
+        gguf_file: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        taps: str | Sequence[int] = "every:4",
+        lm_head: bool = False,
+        local_files_only: bool = False,
+        name: str | None = None,
+    ) -> Self:
+        """Load a model and its tokenizer.
+
+        Args:
+            name_or_dir: what :func:`~mobillm.nn.models.resolve_model` takes: a name on the Hugging Face
+                hub, a directory, a ``.gguf`` file, or ``smollm2`` or ``stories15m``.
+            gguf_file: name of a GGUF file in that directory; the file is dequantized to bf16 once and
+                the result is kept in the cache directory.
+            dtype: of the weights; ``auto`` takes the checkpoint's own.
+            taps: which layers to tap, as in :func:`~mobillm.nn.taps.parse_taps`.
+            lm_head: whether the LM head is loaded too, to export it or to compare with it.
+            local_files_only: whether the hub may not be asked.
+            name: public name; None takes ``name_or_dir``.
+
+        Raises:
+            ConfigError: ``taps`` or ``dtype`` cannot be read.
+            ModelError: the model cannot be found, reached or used.
+
+        """
+        source = str(name_or_dir)
+        source = resolve_model(source) if gguf_file is None else str(Path(source) / gguf_file)
+        public = (name or (Path(source).name if Path(source).exists() else source))[-128:]
+        if source.endswith(".gguf"):
+            source = str(dequantized_directory(Path(source)))
+        kind = transformers.AutoModelForCausalLM if lm_head else transformers.AutoModel
+        wanted = _dtype(dtype)
+        try:
+            with quiet_loading():
+                model = kind.from_pretrained(source, dtype=wanted, local_files_only=local_files_only)
+                tokenizer = _load_tokenizer(source, local_files_only)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ModelError(
+                f"cannot load the model {source!r}: {reason}; give a directory or a .gguf file that exists, "
+                "or a name on the Hugging Face hub and a network that reaches it"
+            ) from error
+        return cls(cast(nn.Module, model), tokenizer, name=public, taps=taps)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the tapped hidden states."""
+        return self._parts.hidden_size
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self._parts.layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and so of the taps."""
+        return next(self._parts.layers.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self._parts.layers.parameters()).device
+
+    @property
+    def positions(self) -> int | None:
+        """Most tokens of one sample; None when the model states no limit."""
+        return self._parts.positions
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            ModelError: the backbone was built without one.
+
+        """
+        if self._tokenizer is None:
+            raise ModelError(f"{self.name} has no tokenizer; build the backbone with one, or pass token ids")
+        return self._tokenizer
+
+    def model_spec(self) -> ModelSpec:
+        """Return the fingerprint that a session states."""
+        return ModelSpec(
+            name=self.name, hidden_size=self.hidden_size, layers=self.layers, taps=tuple(self.taps)
+        )
+
+    def with_taps(self, taps: str | Sequence[int]) -> Backbone:
+        """Return a backbone on the same model with other taps."""
+        return Backbone(self.model, self._tokenizer, name=self.name, taps=taps)
+
+    def tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Encode texts; see :func:`~mobillm.nn.tokens.tokenize`."""
+        return tokenize(self.tokenizer, texts, max_length)
+
+    def tokenize_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int) -> list[list[int]]:
+        """Encode sentence pairs; see :func:`~mobillm.nn.tokens.tokenize_pairs`."""
+        return tokenize_pairs(self.tokenizer, pairs, max_length)
+
+    def forward(self, input_ids: Sequence[Sequence[int]], on_tap: OnTap) -> None:
+        """Run samples forward and hand over each tap the moment its layer is done.
+
+        Samples are padded to the longest and masked inside; a sample's hidden states do not depend on
+        its neighbours but for rounding. Nothing after the last tap is computed.
+
+        Args:
+            input_ids: token ids of each sample, each with at least one.
+            on_tap: called once per tap, in the order of the layers, with the tap's index in ``taps``
+                and its hidden states ``[N, hidden_size]``: the valid tokens of all samples, one sample
+                after the other, as the layer put them out (before any final norm). The tensor may
+                share the model's memory, so it must be used or copied during the call.
+
+        Raises:
+            ModelError: a sample is empty or longer than the model allows.
+
+        """
+        self._check(input_ids)
+        longest = max(map(len, input_ids))
+        filler = self._parts.config.pad_token_id
+        filler = 0 if filler is None or filler < 0 else filler
+        ids = torch.full((len(input_ids), longest), filler, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, sample in enumerate(input_ids):
+            ids[row, : len(sample)] = torch.tensor(sample, dtype=torch.int64)
+            mask[row, : len(sample)] = 1
+        flat = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1).to(self.device)
+
+        def ragged(index: int, hidden: Tensor) -> None:
+            hidden = hidden.reshape(-1, hidden.shape[-1])
+            on_tap(index, hidden if flat is None else hidden.index_select(0, flat))
+
+        self._run(ragged, input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+
+    def extend(self, tokens: Sequence[int], on_tap: OnTap, cache: Any = None) -> Any:
+        """Run new tokens of one sample forward, reusing the keys and values of the earlier ones.
+
+        Args:
+            tokens: the new token ids, at least one.
+            on_tap: as in :meth:`forward`, for the new tokens only.
+            cache: what the previous call returned; None at the sample's start. It is updated in place.
+
+        Returns:
+            the cache for the next call.
+
+        Raises:
+            ModelError: the backbone is an encoder, or the sample grew longer than the model allows.
+
+        """
+        if not self.causal:
+            raise ModelError(f"{self.name} is an encoder, which cannot generate; use a decoder")
+        cache = transformers.DynamicCache(config=self._parts.config) if cache is None else cache
+        self._check([tokens], past=int(cache.get_seq_length()))
+        ids = torch.tensor([list(tokens)], dtype=torch.int64, device=self.device)
+        self._run(
+            lambda index, hidden: on_tap(index, hidden[0]),
+            input_ids=ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return cache
+
+    def _run(self, on_tap: OnTap, **inputs: Any) -> None:
+        # The exception of the last hook skips the layers above it; transformers leaves no state behind.
+        with torch.inference_mode(), self._hooks(on_tap), contextlib.suppress(_LastTapDoneError):
+            self._parts.base(**inputs)
+
+    @contextlib.contextmanager
+    def _hooks(self, on_tap: OnTap) -> Iterator[None]:
+        layers, handles = self._parts.layers, []
+        try:
+            for index, tap in enumerate(self.taps):
+                last = index == len(self.taps) - 1
+                if tap == 0:
+                    hook = _input_hook(index, last, on_tap)
+                    handles.append(layers[0].register_forward_pre_hook(hook, with_kwargs=True))
+                else:
+                    handles.append(layers[tap - 1].register_forward_hook(_output_hook(index, last, on_tap)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check(self, input_ids: Sequence[Sequence[int]], past: int = 0) -> None:
+        limit = self.positions
+        if not input_ids:
+            raise ModelError("the backbone got no samples; give at least one")
+        for row, sample in enumerate(input_ids):
+            if not sample:
+                raise ModelError(f"sample {row} has no tokens; leave it out or give it one")
+            if limit is not None and past + len(sample) > limit:
+                raise ModelError(
+                    f"sample {row} has {past + len(sample)} tokens but {self.name} takes at most {limit}; "
+                    "lower max_length"
+                )
+
+
+def _output_hook(index: int, last: bool, on_tap: OnTap) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        on_tap(index, output[0] if isinstance(output, tuple) else output)
+        if last:
+            raise _LastTapDoneError
+
+    return hook
+
+
+def _input_hook(index: int, last: bool, on_tap: OnTap) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, inputs: Any, named: Any) -> None:
+        on_tap(index, inputs[0] if inputs else named["hidden_states"])
+        if last:
+            raise _LastTapDoneError
+
+    return hook
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError("dtype", dtype, "auto, float32, bfloat16 or float16")
+    return found
+
+
+def _load_tokenizer(source: str, local_files_only: bool) -> Any:
+    load = cast(Any, transformers.AutoTokenizer).from_pretrained
+    return load(source, local_files_only=local_files_only)

@@ -1,0 +1,67 @@
+"""Which layers are tapped: the ``taps`` option as layer numbers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from ..errors import ConfigError, ModelError
+
+__all__ = ["parse_taps"]
+
+_EXPECTED = "'all', 'every:N' with N of at least 1, or ascending layer numbers such as '6,10,30'"
+
+
+def parse_taps(taps: str | Sequence[int], layers: int) -> tuple[int, ...]:
+    """Turn the ``taps`` option into layer numbers.
+
+    Tap ``k`` is the output of layer ``k``, counted from 1; tap 0 is the embedding's output, which is
+    the input of layer 1.
+
+    Args:
+        taps: ``every:N`` (layers N, 2N, ... and always the last one), ``all`` (every layer), a comma
+            list of layer numbers, or the numbers themselves.
+        layers: number of layers of the backbone.
+
+    Returns:
+        the layer numbers, strictly ascending.
+
+    Raises:
+        ConfigError: the option cannot be read, or the numbers are empty or not strictly ascending.
+        ModelError: a number lies outside the backbone.
+
+    """
+    if isinstance(taps, str):
+        text = taps.strip()
+        if text == "all":
+            return tuple(range(1, layers + 1))
+        if text.startswith("every:"):
+            return _every(text, layers)
+        numbers = tuple(_number(part.strip(), taps) for part in text.split(","))
+    else:
+        numbers = tuple(taps)
+    if not numbers or any(a >= b for a, b in itertools.pairwise(numbers)):
+        raise ConfigError("taps", taps, _EXPECTED)
+    for number in (numbers[0], numbers[-1]):
+        if not 0 <= number <= layers:
+            raise ModelError(
+                f"tap {number} does not exist: the backbone has {layers} layers; "
+                f"choose taps from 0 (the embedding's output) to {layers}"
+            )
+    return numbers
+
+
+def _every(text: str, layers: int) -> tuple[int, ...]:
+    step = _number(text.removeprefix("every:").strip(), text)
+    if step < 1:
+        raise ConfigError("taps", text, _EXPECTED)
+    numbers = list(range(step, layers + 1, step))
+    if not numbers or numbers[-1] != layers:
+        numbers.append(layers)
+    return tuple(numbers)
+
+
+def _number(part: str, taps: str) -> int:
+    if not (part.isascii() and part.isdigit()):
+        raise ConfigError("taps", taps, _EXPECTED)
+    return int(part)

@@ -1,0 +1,38 @@
+"""Tests of dropout with masks of its own."""
+
+from __future__ import annotations
+
+import torch
+
+from mobillm.nn.dropout import Dropout, MaskSource
+
+
+def test_masks_follow_seed_and_step() -> None:
+    """The mask depends on seed and step alone, and the process's random state is left alone."""
+    values = torch.ones(4, 50)
+    before = torch.random.get_rng_state()
+
+    def draw(seed: int, step: int, earlier: int = 0) -> torch.Tensor:
+        source = MaskSource(seed)
+        layer = Dropout(0.5, source)
+        source.begin(earlier)
+        layer(values)
+        source.begin(step)
+        out: torch.Tensor = layer(values)
+        return out
+
+    assert torch.equal(draw(3, 7), draw(3, 7, earlier=2))
+    assert not torch.equal(draw(3, 7), draw(3, 8))
+    assert not torch.equal(draw(3, 7), draw(4, 7))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert draw((1 << 63) - 1, 1 << 40).shape == values.shape
+
+
+def test_scale_and_modes() -> None:
+    """Kept values are scaled up in training; evaluation changes nothing."""
+    layer = Dropout(0.25, MaskSource(0))
+    values = torch.ones(200, 200)
+    out = layer(values)
+    assert set(out.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
+    assert abs(float(out.mean()) - 1.0) < 0.02
+    assert torch.equal(layer.eval()(values), values)

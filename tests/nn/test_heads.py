@@ -1,0 +1,90 @@
+"""Tests of the exported LM head and the pooled head."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mobillm.errors import ModelError
+from mobillm.nn.backbone import Backbone
+from mobillm.nn.heads import FrozenHead, PooledHead, export_lm_head
+from tests.nn.tiny import DECODERS, SAMPLES, collect, tiny_model
+
+
+@pytest.mark.parametrize("architecture", list(DECODERS))
+def test_logits_equal_the_models(architecture: str) -> None:
+    """On the last tap the exported head gives the model's own logits."""
+    model = tiny_model(architecture)
+    head = FrozenHead.from_bytes(export_lm_head(model))
+    backbone = Backbone.from_model(model, name="tiny", taps="all")
+    last = collect(backbone, [SAMPLES[0]])[-1]
+    with torch.inference_mode():
+        own: Tensor = model(input_ids=torch.tensor([SAMPLES[0]]), use_cache=False).logits[0]
+        ours = head.logits(head.normalise(last))
+    torch.testing.assert_close(ours, own, atol=2e-4, rtol=2e-4)
+    assert (head.hidden_size, head.vocabulary) == (16, 40)
+    assert not list(head.parameters())
+    assert not head.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "norm", "softcap", "names"),
+    [
+        ("llama", "rmsnorm", None, {"head.weight", "norm.weight"}),
+        ("gemma2", "rmsnorm", 4.0, {"head.weight", "norm.weight"}),
+        ("gpt2", "layernorm", None, {"head.weight", "norm.weight", "norm.bias"}),
+        ("opt-350m", "none", None, {"head.weight", "project.weight"}),
+    ],
+)
+def test_format(architecture: str, norm: str, softcap: float | None, names: set[str]) -> None:
+    """The bytes are the same each time and state the norm; Gemma's weight is the one in effect."""
+    model = tiny_model(architecture)
+    data = export_lm_head(model)
+    assert data == export_lm_head(model)
+    tensors = safetensors.torch.load(data)
+    assert set(tensors) == names
+    length = int.from_bytes(data[:8], "little")
+    settings = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["mobillm"])
+    assert (settings["norm"], settings["softcap"]) == (norm, softcap)
+    if architecture == "gemma2":
+        weight = model.get_parameter("model.norm.weight")
+        torch.testing.assert_close(tensors["norm.weight"], weight + 1.0)
+
+
+def test_unknown_architecture_is_refused() -> None:
+    """A model that does something else after its last layer is not exported wrongly."""
+    model = tiny_model("llama")
+    model.get_submodule("lm_head").register_forward_hook(lambda _module, _inputs, output: output * 1.5)
+    with pytest.raises(ModelError, match="cannot be exported"):
+        export_lm_head(model)
+    with pytest.raises(ModelError, match="loaded without its LM head"):
+        export_lm_head(tiny_model("llama", lm_head=False))
+
+
+def test_damaged_bytes() -> None:
+    """Bytes that are no head, or whose tensors do not fit, are refused."""
+    data = export_lm_head(tiny_model("opt-350m"))
+    with pytest.raises(ModelError, match="cannot be read"):
+        FrozenHead.from_bytes(data[: len(data) // 2])
+    tensors = safetensors.torch.load(data)
+    with pytest.raises(ModelError, match="cannot be read"):
+        FrozenHead.from_bytes(safetensors.torch.save(tensors))
+    settings = {"norm": "none", "eps": 0.0, "softcap": None, "scale": 1.0, "format": 1}
+    wrong = tensors | {"project.weight": torch.zeros(7, 16)}
+    with pytest.raises(ModelError, match=r"project_weight has shape \(7, 16\), expected \(8, 16\)"):
+        FrozenHead.from_bytes(safetensors.torch.save(wrong, {"mobillm": json.dumps(settings)}))
+    for change in ({"norm": "batch"}, {"eps": float("nan")}, {"format": 2}, {"eps": "x"}):
+        with pytest.raises(ModelError, match="settings"):
+            FrozenHead.from_bytes(safetensors.torch.save(tensors, {"mobillm": json.dumps(settings | change)}))
+
+
+def test_pooled_head_shapes() -> None:
+    """The pooled head gives logits, or one value per sample, and starts at zero."""
+    vector = torch.randn(3, 16)
+    assert torch.equal(PooledHead(16, 4)(vector), torch.zeros(3, 4))
+    assert torch.equal(PooledHead(16, 1)(vector), torch.zeros(3))
+    assert isinstance(PooledHead(16, 4), nn.Module)

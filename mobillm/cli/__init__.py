@@ -1,0 +1,95 @@
+"""The command line: one module per command, torch imported only by the commands that need it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..errors import MobiLLMError
+from ..version import __version__
+from . import demo, evaluate, finetune, generate, predict, serve
+from .arguments import EXIT_CODES, Parser, Subparsers
+from .console import configure_logging, say
+from .failure import FAILED, INTERRUPTED, explain, missing_package
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    def add(self, subparsers: Subparsers) -> None:
+        """Add the command's parser, with ``run`` among its defaults."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the command and return its exit status."""
+
+
+COMMANDS: tuple[Command, ...] = (demo, serve, finetune, evaluate, predict, generate)
+
+_EXAMPLES = """\
+examples:
+  mobillm serve
+  mobillm finetune --model smollm2 --data train.tsv --heldout 0.1 --out mood
+  mobillm predict --model smollm2 --side mood "what a day!"
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    """
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as end:  # --help, --version and wrong usage
+        return end.code if isinstance(end.code, int) else FAILED
+    configure_logging(debug=args.debug, verbose=args.verbose)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        say("mobillm: interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Who read our output has left; the interpreter must not try to flush it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (MobiLLMError, OSError) as error:
+        return _fail(explain(error, args), args)
+    except ImportError as error:
+        text = missing_package(error)
+        if text is None:
+            raise
+        return _fail(text, args)
+    return status
+
+
+def _fail(text: str, args: argparse.Namespace) -> int:
+    if args.debug:
+        traceback.print_exc()
+    say(f"mobillm: error: {text}")
+    return FAILED
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="mobillm",
+        description="Fine-tune a language model on a device that can only run it forward: a server trains "
+        "a side network from streamed low-bit activations.",
+        epilog=f"{_EXAMPLES}\nEvery command has its own --help.\n\n{EXIT_CODES}",
+    )
+    parser.add_argument("--version", action="version", version=f"mobillm {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for command in COMMANDS:
+        command.add(subparsers)
+    return parser

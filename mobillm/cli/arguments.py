@@ -1,0 +1,169 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ..errors import ConfigError
+from ..transport import Address
+from .failure import USAGE
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction["Parser"]  # the type of what add_subparsers returns has no name
+else:
+    Subparsers = object
+
+__all__ = [
+    "EXIT_CODES",
+    "Parser",
+    "Subparsers",
+    "add_command",
+    "add_data",
+    "add_model",
+    "add_side",
+    "address",
+    "at_least",
+    "half_of_cores",
+]
+
+EXIT_CODES = "exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that keeps the layout of texts, takes no abbreviations and fails with one line."""
+
+    def __init__(self, *, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=textwrap.fill(description, 90),
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(USAGE, f"mobillm: error: {message}; see '{self.prog} --help'\n")
+
+
+def add_command(
+    subparsers: Subparsers,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    summary: str,
+    description: str,
+    examples: str,
+    verbose: bool = False,
+) -> Parser:
+    """Add a command with the options that all have.
+
+    Args:
+        subparsers: where to add it.
+        name: the command.
+        run: what runs it.
+        summary: one line for the list of commands.
+        description: what it does.
+        examples: lines of the shell, indented.
+        verbose: whether the log shows more than warnings.
+
+    """
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        prog=f"mobillm {name}",
+        description=description,
+        epilog=f"examples:\n{examples}\n{EXIT_CODES}",
+    )
+    parser.add_argument("--json", action="store_true", help="results as JSON, alone on standard output")
+    parser.add_argument("--debug", action="store_true", help="log everything; show the traceback of an error")
+    parser.set_defaults(run=run, verbose=verbose)
+    return parser
+
+
+def add_model(parser: Parser) -> None:
+    """Add which backbone is used, and how."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        required=True,
+        metavar="M",
+        help="smollm2, stories15m, a directory, a .gguf file, or a name on the Hugging Face hub",
+    )
+    group.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        help="type of the weights (default: %(default)s); the same in training and in use",
+    )
+    group.add_argument(
+        "--threads",
+        type=at_least(1),
+        default=half_of_cores(),
+        metavar="N",
+        help="torch threads (default: half of the cores)",
+    )
+
+
+def half_of_cores() -> int:
+    """Return how many threads torch gets by default.
+
+    Torch's own default, all of them, is many times slower as soon as anything else runs beside it, a
+    server on the same machine, say: its threads wait for one another without sleeping.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2)
+
+
+def add_side(parser: Parser) -> None:
+    """Add which trained side network is used."""
+    parser.add_argument(
+        "--side", required=True, type=Path, metavar="DIR", help="side network, --out of mobillm finetune"
+    )
+
+
+def add_data(parser: Parser) -> None:
+    """Add where the examples come from, and in which columns."""
+    group = parser.add_argument_group(
+        "data", "Columns are names, or numbers from 0. The ending of the file's name says how it is read."
+    )
+    group.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help=".tsv, .csv, .jsonl or plain text (its paragraphs, or its lines if no line is blank); a name "
+        "that is no file is a data set of the Hugging Face hub: NAME[:CONFIG[:SPLIT]]",
+    )
+    group.add_argument("--text-column", metavar="C", help="text (default: sentence or text)")
+    group.add_argument("--pair-column", metavar="C", help="second sentence; for causal-lm the completion")
+    group.add_argument("--label-column", metavar="C", help="class or value (default: label)")
+    group.add_argument("--no-header", action="store_true", help="the first line of a TSV or CSV is data")
+    group.add_argument("--limit", type=at_least(1), metavar="N", help="use the first N examples only")
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """Return a reader of integers that are not below ``low``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least {low}")
+        return value
+
+    return read
+
+
+def address(text: str) -> Address:
+    """Read an address."""
+    try:
+        return Address.parse(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; expected {error.expected}") from None

@@ -1,0 +1,54 @@
+"""What a person and a program read: notices on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from typing import Any
+
+__all__ = ["configure_logging", "print_json", "say"]
+
+
+def say(text: str) -> None:
+    """Show a notice at once, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on one line of standard output; numbers that JSON lacks become null."""
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Notices(logging.Handler):
+    """Writes to whatever standard error is at that moment: a progress display replaces it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
+def configure_logging(*, debug: bool, verbose: bool) -> None:
+    """Send the package's log to standard error.
+
+    Args:
+        debug: everything, with the name of the logger.
+        verbose: what happens, with the time; else warnings only.
+
+    """
+    handler = _Notices()
+    if debug:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    elif verbose:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("mobillm")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)

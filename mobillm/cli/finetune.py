@@ -1,0 +1,289 @@
+"""``mobillm finetune``: train a side network on a server with the data of this device."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..device.dataset import Dataset, load_examples
+from ..formats import BLOCKS, Format
+from ..spec import KINDS, POOLS, SCHEDULES, TASKS, CodecSpec, OptimizerSpec, SideSpec
+from .access import add_access, check_server, device_tls, device_token
+from .arguments import Parser, Subparsers, add_command, add_data, add_model, at_least
+from .console import print_json, say
+from .failure import DONE
+from .loading import check_output, load_backbone
+
+if TYPE_CHECKING:
+    from ..device.progress import Report
+
+__all__ = ["add", "run"]
+
+_EXAMPLES = """\
+  mobillm finetune --model smollm2 --data train.tsv --heldout dev.tsv --epochs 3 --out mood
+  mobillm finetune --model smollm2 --data train.csv --text-column 3 --no-header \\
+      --label-column 1 --labels no,yes --out grammar
+  mobillm finetune --model stories15m --task causal-lm --data stories.txt --out stories
+  mobillm finetune --server mobillms://gpu.example:7707 --ca ca.pem --token-file token \\
+      --model ./model --data train.jsonl --text-column q --label-column a --out answers
+"""
+
+
+def add(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "finetune",
+        run,
+        summary="train a side network with the data of this device",
+        description="Run a frozen model over the examples, send its packed hidden states to a server, let "
+        "it train a side network, and save that to --out. What leaves the device is shown before it does.",
+        examples=_EXAMPLES,
+    )
+    add_model(parser)
+    add_data(parser)
+    data = parser.add_argument_group("training")
+    data.add_argument("--task", choices=TASKS, default="classification", help="default: %(default)s")
+    data.add_argument(
+        "--labels", type=_names, metavar="A,B,...", help="class names in order (default: sorted)"
+    )
+    data.add_argument(
+        "--heldout",
+        metavar="FILE|PART",
+        help="evaluate on this file, or on a random part such as 0.1 of --data; never trained on",
+    )
+    data.add_argument(
+        "--epochs", type=at_least(1), default=1, metavar="N", help="passes (default: %(default)s)"
+    )
+    data.add_argument(
+        "--batch-size",
+        type=at_least(1),
+        default=32,
+        metavar="N",
+        help="samples of a step (default: %(default)s)",
+    )
+    data.add_argument(
+        "--max-length", type=at_least(1), default=128, metavar="N", help="most tokens (default: %(default)s)"
+    )
+    data.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="default: %(default)s")
+    _add_side(parser)
+    _add_optimizer(parser)
+    add_access(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the side network goes")
+    output.add_argument("--overwrite", action="store_true", help="replace a side network in --out")
+    output.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace of both sides")
+
+
+def _add_side(parser: Parser) -> None:
+    side, codec = SideSpec(), CodecSpec()
+    formats = [fmt.name.lower() for fmt in Format if fmt is not Format.I32]
+    group = parser.add_argument_group("side network and packing")
+    group.add_argument(
+        "--taps",
+        default="every:4",
+        metavar="T",
+        help="layers whose output is sent: all, every:N or a list such as 6,10,30 (default: %(default)s)",
+    )
+    group.add_argument("--format", default=codec.format, choices=formats, help="default: %(default)s")
+    group.add_argument(
+        "--block", type=int, default=codec.block, choices=BLOCKS, help="values that share a scale"
+    )
+    group.add_argument("--side-kind", default=side.kind, choices=KINDS, help="default: %(default)s")
+    group.add_argument(
+        "--side-width", type=at_least(1), default=side.width, metavar="N", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--side-heads", type=at_least(1), default=side.heads, metavar="N", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--side-dropout", type=float, default=side.dropout, metavar="P", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--side-pool",
+        default=side.pool,
+        choices=POOLS,
+        help="token that feeds the head (default: %(default)s)",
+    )
+
+
+def _add_optimizer(parser: Parser) -> None:
+    optimizer = OptimizerSpec()
+    group = parser.add_argument_group("optimizer (AdamW)")
+    for name, text in (
+        ("lr", "peak learning rate"),
+        ("weight_decay", "of matrices"),
+        ("warmup", "part of the steps spent rising to --lr"),
+        ("clip", "largest gradient norm; 0: none"),
+        ("ema", "decay of the averaged weights; 0: none"),
+    ):
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            default=getattr(optimizer, name),
+            metavar="X",
+            help=f"{text} (default: %(default)s)",
+        )
+    group.add_argument(
+        "--schedule", default=optimizer.schedule, choices=SCHEDULES, help="default: %(default)s"
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and save a side network."""
+    # What can be refused at once is refused before torch and the model are loaded.
+    side, optimizer, codec = _specs(args)
+    tenant, secret = device_token(args)
+    tls = device_tls(args)
+    train, heldout = _load_data(args)
+    say(_count(train, heldout))
+    check_server(args.server, tenant, secret, tls)
+    say("loading torch ...")
+    from ..device.finetune import finetune
+    from .progress import ProgressDisplay
+
+    check_output(args.out, overwrite=args.overwrite)
+    if args.trace is not None:
+        args.trace.parent.mkdir(parents=True, exist_ok=True)
+    backbone = load_backbone(args, taps=args.taps, lm_head=args.task == "causal-lm")
+    disclosed = sys.stderr if args.json else sys.stdout
+    with ProgressDisplay() as display:
+        report = finetune(
+            backbone,
+            train.examples,
+            server=str(args.server),
+            token=secret,
+            tenant=tenant,
+            task=args.task,
+            labels=train.labels,
+            heldout=() if heldout is None else heldout.examples,
+            side=side,
+            optimizer=optimizer,
+            codec=codec,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            max_length=args.max_length,
+            seed=args.seed,
+            output=args.out,
+            on_start=lambda text: print(text, file=disclosed, flush=True),
+            on_progress=display.update,
+            trace=args.trace,
+            tls=tls,
+        )
+    if args.json:
+        print_json(dataclasses.asdict(report))
+    else:
+        print(_summary(report, args))
+    return DONE
+
+
+def _specs(args: argparse.Namespace) -> tuple[SideSpec, OptimizerSpec, CodecSpec]:
+    side = SideSpec(
+        kind=args.side_kind,
+        width=args.side_width,
+        heads=args.side_heads,
+        dropout=args.side_dropout,
+        pool=args.side_pool,
+    )
+    optimizer = OptimizerSpec(
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        schedule=args.schedule,
+        warmup=args.warmup,
+        clip=args.clip,
+        ema=args.ema,
+    )
+    return side, optimizer, CodecSpec(format=args.format, block=args.block)
+
+
+def _load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset | None]:
+    def load(source: str, labels: list[str] | None, limit: int | None) -> Dataset:
+        return load_examples(
+            source,
+            task=args.task,
+            text_column=args.text_column,
+            pair_column=args.pair_column,
+            label_column=args.label_column,
+            labels=labels,
+            limit=limit,
+            header=not args.no_header,
+        )
+
+    train = load(args.data, args.labels, args.limit)
+    if args.heldout is None:
+        return train, None
+    part = _fraction(args.heldout)
+    if part is not None:
+        return train.split(part, args.seed)
+    return train, load(args.heldout, None if train.labels is None else list(train.labels), None)
+
+
+def _fraction(text: str) -> float | None:
+    """Read ``--heldout`` as a number; None when it is the name of a file."""
+    if Path(text).exists():
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _count(train: Dataset, heldout: Dataset | None) -> str:
+    text = f"{len(train.examples)} examples to train on"
+    if heldout is not None:
+        text += f", {len(heldout.examples)} held out"
+    if train.labels is not None:
+        more = f" and {len(train.labels) - 8} more" if len(train.labels) > 8 else ""
+        text += f"; {len(train.labels)} classes: {', '.join(train.labels[:8])}{more}"
+    return text
+
+
+def _summary(report: Report, args: argparse.Namespace) -> str:
+    loss = "" if report.loss is None else f", mean loss {report.loss:.4f} in the last epoch"
+    lines = [
+        f"trained {report.steps} steps in {report.seconds:.1f} s{loss}; {report.samples} samples with "
+        f"{report.tokens} tokens went through the model once",
+        f"sent {report.bytes_sent / 1e6:.1f} MB{_saved(report)}; device and server computed at the same time "
+        f"for {report.both_busy:.0%} of the streaming time",
+    ]
+    if report.evaluation is not None:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in report.evaluation.items())
+        lines.append(f"held-out: {figures}")
+    lines += [f"saved to {report.output}", f"next: {_next_command(args)}"]
+    return "\n".join(lines)
+
+
+def _saved(report: Report) -> str:
+    """Compare with fp16; a language model's head, sent once, can outweigh the activations of a short run."""
+    if report.bytes_sent >= report.bytes_fp16:
+        return f" (activations alone in fp16: {report.bytes_fp16 / 1e6:.1f} MB)"
+    return f", {report.bytes_fp16 / report.bytes_sent:.1f} times less than in fp16"
+
+
+def _next_command(args: argparse.Namespace) -> str:
+    model = ["--model", args.model, "--side", str(args.out)]
+    if args.dtype != "bfloat16":
+        model += ["--dtype", args.dtype]
+    if args.heldout is None or _fraction(args.heldout) is not None:
+        last = (
+            ["generate", *model, "--prompt", "..."]
+            if args.task == "causal-lm"
+            else ["predict", *model, "..."]
+        )
+        return shlex.join(["mobillm", *last])
+    columns = [
+        word
+        for name in ("text_column", "pair_column", "label_column")
+        if getattr(args, name) is not None
+        for word in (f"--{name.replace('_', '-')}", getattr(args, name))
+    ]
+    header = ["--no-header"] if args.no_header else []
+    return shlex.join(["mobillm", "evaluate", *model, "--data", args.heldout, *columns, *header])

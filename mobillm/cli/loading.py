@@ -1,0 +1,86 @@
+"""Backbones and side networks for a command; torch is imported when one is asked for, not before."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ModelError
+from .console import say
+
+if TYPE_CHECKING:
+    from ..nn.backbone import Backbone
+    from ..nn.sidetuned import SideConfig, SideTuned
+
+__all__ = ["check_output", "load_backbone", "load_config", "load_tuned"]
+
+
+def load_backbone(args: argparse.Namespace, *, taps: str, lm_head: bool) -> Backbone:
+    """Load the backbone that the arguments name, and say so: it takes seconds.
+
+    Raises:
+        ConfigError: ``taps`` cannot be read.
+        ModelError: the model cannot be found, reached or used.
+
+    """
+    say(f"loading the model {args.model} ...")
+    import torch
+
+    from ..nn.backbone import Backbone
+    from ..nn.models import resolve_model
+
+    torch.set_num_threads(args.threads)
+    return Backbone.from_pretrained(resolve_model(args.model), dtype=args.dtype, taps=taps, lm_head=lm_head)
+
+
+def load_config(directory: Path) -> SideConfig:
+    """Read what a side network was trained for, without its weights.
+
+    Raises:
+        ConfigError: the saved spec is out of range.
+        ModelError: the directory holds no side network.
+
+    """
+    from ..nn.sidetuned import CONFIG_FILE, SideConfig
+
+    try:
+        text = (directory / CONFIG_FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"--side {directory} holds no side network (no readable {CONFIG_FILE}); "
+            "give the directory that --out of 'mobillm finetune' named"
+        ) from error
+    return SideConfig.from_json(text)
+
+
+def load_tuned(args: argparse.Namespace, config: SideConfig) -> SideTuned:
+    """Load the backbone and the side network that the arguments name.
+
+    Raises:
+        ConfigError: the saved spec is out of range.
+        ModelError: the model or the side network cannot be used, or they do not fit each other.
+
+    """
+    from ..nn.sidetuned import SideTuned
+
+    taps = ",".join(map(str, config.spec.model.taps))
+    backbone = load_backbone(args, taps=taps, lm_head=config.spec.task == "causal-lm")
+    return SideTuned.from_pretrained(backbone, args.side)
+
+
+def check_output(directory: Path, *, overwrite: bool) -> None:
+    """Make the directory of a result before hours of work go into it.
+
+    Raises:
+        ModelError: it holds a side network that is not to be overwritten.
+        OSError: it cannot be made.
+
+    """
+    from ..nn.sidetuned import CONFIG_FILE, WEIGHTS_FILE
+
+    if not overwrite and any((directory / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+        raise ModelError(
+            f"--out {directory} holds a side network already; choose another directory or add --overwrite"
+        )
+    directory.mkdir(parents=True, exist_ok=True)

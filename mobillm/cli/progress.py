@@ -1,0 +1,95 @@
+"""The display of a run: a bar and figures on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from ..device.progress import Progress as Figures
+from .console import say
+
+__all__ = ["ProgressDisplay", "describe"]
+
+_STAGES = {
+    "connect": "tokenizing and connecting",
+    "forward": "forward",
+    "train": "training",
+    "pull": "pulling",
+    "done": "done",
+}
+_LINE_INTERVAL = 10.0  # seconds between lines where there is no terminal
+
+
+def describe(figures: Figures) -> str:
+    """Return the figures of a run as text for a person."""
+    loss = "-" if figures.loss is None else f"{figures.loss:.4f}"
+    return (
+        f"loss {loss}  step {figures.step}/{figures.total_steps}  epoch {figures.epoch}/{figures.epochs}  "
+        f"{figures.samples_per_second:.0f} samples/s  "
+        f"{figures.bytes_sent / 1e6:.1f} MB sent, {figures.link_rate / 1e6:.2f} MB/s  "
+        f"waiting {figures.queue_bytes / 1e6:.1f} MB here, {figures.queue_batches} batches there  "
+        f"both busy {figures.both_busy:.0%}"
+    )
+
+
+class ProgressDisplay:
+    """Shows how a run goes on standard error; use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("", total=1, unit="samples")
+        self._live: Live | None = None
+        self._stage = ""
+        self._shown = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, figures: Figures) -> None:
+        """Show new figures."""
+        changed, self._stage = figures.stage != self._stage, figures.stage
+        if figures.stage == "connect":
+            say(f"{_STAGES['connect']} ...")
+        elif self._console.is_terminal:
+            self._draw(figures)
+        elif changed or time.monotonic() - self._shown >= _LINE_INTERVAL:
+            self._shown = time.monotonic()
+            done = f"{figures.samples}/{figures.total_samples} samples"
+            print(f"{_STAGES[figures.stage]}: {done}  {describe(figures)}", file=sys.stderr, flush=True)
+
+    def _draw(self, figures: Figures) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, refresh_per_second=5)
+            self._live.start()
+        if figures.stage == "forward":
+            done, total, unit = figures.samples, figures.total_samples, "samples"
+        else:
+            done, total, unit = figures.step, figures.total_steps, "steps"
+        self._bar.update(
+            self._task,
+            description=_STAGES[figures.stage],
+            completed=done,
+            total=max(1, total),
+            unit=unit,
+        )
+        self._live.update(Group(self._bar, Text(describe(figures))))

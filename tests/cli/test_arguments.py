@@ -1,0 +1,51 @@
+"""Tests of the shared arguments."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from mobillm.cli import main
+from mobillm.cli.arguments import address, at_least
+from mobillm.transport import Address
+from tests.cli.commands import fails
+
+
+def test_at_least() -> None:
+    """Integers below the bound, and what is no integer, are refused with the bound."""
+    assert at_least(2)("2") == 2
+    for text in ("1", "2.5", "x", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="no integer of at least 2"):
+            at_least(2)(text)
+
+
+def test_address() -> None:
+    """Addresses with and without a scheme are read; others are refused with the forms."""
+    assert address("h:1") == Address("h", 1)
+    assert address("mobillms://h") == Address("h", 7707, tls=True)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected HOST:PORT, mobillm://"):
+        address("http://h:1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--listen", "nowhere:x"], "argument --listen: 'nowhere:x' is no address"),
+        (["evaluate", "--limit", "0"], "argument --limit: '0' is no integer of at least 1"),
+        (["predict", "--dtype", "int7"], "argument --dtype: invalid choice: 'int7'"),
+        (["predict", "--mod", "m", "--side", "s"], "required: --model"),
+    ],
+)
+def test_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Values out of range are refused by the option's name, and options cannot be abbreviated."""
+    text = fails(capsys, *arguments, status=2)
+    assert message in text
+    assert f"see 'mobillm {arguments[0]} --help'" in text
+
+
+def test_texts_are_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    """The description of a command fits a terminal."""
+    main(["serve", "--help"])
+    description = capsys.readouterr().out.partition("\n\n")[2].partition("\n\noptions")[0]
+    assert max(map(len, description.splitlines())) <= 90

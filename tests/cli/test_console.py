@@ -1,0 +1,35 @@
+"""Tests of notices and results."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from mobillm.cli.console import configure_logging, print_json, say
+
+
+def test_json_is_one_valid_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers that JSON lacks become null, text stays readable."""
+    print_json({"a": float("nan"), "b": [1, float("inf")], "c": {"d": "é\n"}, "e": 0.5})
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert json.loads(out) == {"a": None, "b": [1, None], "c": {"d": "é\n"}, "e": 0.5}
+    assert "é" in out
+
+
+@pytest.mark.parametrize(
+    ("debug", "verbose", "count"), [(False, False, 1), (False, True, 2), (True, False, 3)]
+)
+def test_logging(debug: bool, verbose: bool, count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The log goes to standard error, as much of it as was asked for, once however often it is set up."""
+    for _ in range(2):
+        configure_logging(debug=debug, verbose=verbose)
+    logger = logging.getLogger("mobillm.test")
+    logger.warning("w")
+    logger.info("i")
+    logger.debug("d")
+    say("notice")
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", count + 1)

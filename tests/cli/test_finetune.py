@@ -1,0 +1,127 @@
+"""Tests of ``mobillm finetune`` against a server in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from pathlib import Path
+
+import pytest
+
+from mobillm.cli import main
+from tests.cli.commands import RunningServer, fails
+
+SMALL = ["--side-width", "8", "--side-heads", "2", "--taps", "all", "--batch-size", "4", "--lr", "0.02"]
+
+
+def _arguments(model: str, data: str, server: RunningServer, out: Path) -> list[str]:
+    access = ["--server", server.address, "--token-file", str(server.token_file)]
+    return ["finetune", "--model", model, "--data", data, *access, "--out", str(out), *SMALL]
+
+
+def test_classification(
+    model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run tells what leaves the device, learns, saves, and names a next command that works."""
+    arguments = _arguments(model, data, server, tmp_path / "side")
+    trace = tmp_path / "traces" / "trace.json"
+    assert main([*arguments, "--heldout", data, "--epochs", "8", "--trace", str(trace)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("What leaves this device:\n")
+    assert "24 examples to train on, 24 held out; 2 classes: no, yes" in err
+    assert "trained 48 steps" in out
+    assert json.loads(trace.read_text())
+    following = out.splitlines()[-1].removeprefix("next: ")
+    assert following.startswith("mobillm evaluate ")
+    assert main([*shlex.split(following)[1:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] > 0.9
+    assert "holds a side network already" in fails(capsys, *arguments)
+
+
+def test_json(
+    model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --json standard output is one object; a part is held out; --overwrite replaces a result."""
+    arguments = [*_arguments(model, data, server, tmp_path), "--heldout", "0.25", "--json"]
+    for extra in ([], ["--overwrite"]):
+        assert main([*arguments, *extra]) == 0
+        out, err = capsys.readouterr()
+        report = json.loads(out)
+        assert out.count("\n") == 1
+        assert "What leaves this device:" in err
+        assert (report["samples"], report["evaluation"]["samples"]) == (24, 6)
+        assert (report["steps"], report["output"]) == (5, str(tmp_path))
+
+
+def test_causal_lm(
+    model: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A language model is trained on prompts and completions and can generate afterwards."""
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"q": "w5 w6", "a": "w7 w8"}\n{"q": "w9", "a": "w10 w11 w12"}\n')
+    arguments = _arguments(model, str(path), server, tmp_path / "side")
+    columns = ["--text-column", "q", "--pair-column", "a"]
+    assert main([*arguments, "--task", "causal-lm", *columns, "--batch-size", "1"]) == 0
+    following = shlex.split(capsys.readouterr().out.splitlines()[-1])[1:]
+    assert following[:2] == ["mobillm", "generate"]
+    assert main([*following[1:-1], "w5 w6", "--max-new-tokens", "3"]) == 0
+
+
+def test_bad_data(
+    model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data that cannot be used is refused in one line, before a model is loaded."""
+    arguments = _arguments(model, data, server, tmp_path / "side")
+    for extra, expected in (
+        (["--text-column", "words"], "no column 'words'; its columns are text, label"),
+        (["--labels", "yes,maybe"], "line 2: the label 'no' is none of 'yes', 'maybe'"),
+        (["--labels", "yes"], "--labels is ['yes']; expected at least 2 names"),
+        (["--task", "regression"], "line 2: the target 'no'"),
+        (["--task", "causal-lm", "--label-column", "label"], "--label-column is 'label'"),
+        (["--limit", "1", "--heldout", "0.5"], "--heldout is 0.5; expected a part of the 1 examples"),
+        (["--heldout", "1.5"], "--heldout is 1.5; expected a number above 0 and below 1"),
+        (["--heldout", "none.tsv"], "there is no file 'none.tsv'"),
+        (["--side-heads", "3"], "--side-heads is 3; expected a divisor of side.width = 8"),
+        (["--lr", "11"], "--lr is 11.0"),
+    ):
+        assert expected in fails(capsys, *arguments, *extra)
+        assert "loading" not in capsys.readouterr().err
+    assert not (tmp_path / "side").exists()
+
+
+def test_bad_usage(
+    model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options that no run could have are wrong usage."""
+    arguments = _arguments(model, data, server, tmp_path / "side")
+    for extra, expected in (
+        (["--task", "translation"], "argument --task: invalid choice: 'translation'"),
+        (["--limit", "0"], "argument --limit: '0' is no integer of at least 1"),
+        (["--format", "int4"], "argument --format: invalid choice: 'int4'"),
+        (["--server", "http://x"], "argument --server: 'http://x' is no address"),
+    ):
+        assert expected in fails(capsys, *arguments, *extra, status=2)
+
+
+def test_bad_surroundings(
+    model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong token, an absent server, a missing model and a file in the way are one line each."""
+    arguments = _arguments(model, data, server, tmp_path / "side")
+    wrong = tmp_path / "wrong"
+    wrong.write_text("acme:not-the-secret-of-the-server\n")
+    wrong.chmod(0o600)
+    text = fails(capsys, *arguments, "--token-file", str(wrong))
+    assert "AUTH_FAILED" in text
+    assert "check --token-file" in text
+    assert "token file" in fails(capsys, *arguments, "--token-file", str(tmp_path / "none"))
+    assert "--tenant is 'zeta'" in fails(capsys, *arguments, "--tenant", "zeta")
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    text = fails(capsys, *arguments, "--server", f"127.0.0.1:{port}")
+    assert "start a server with 'mobillm serve', or check --server" in text
+    assert "there is no model at './none'" in fails(capsys, *arguments, "--model", "./none")
+    assert "tap 9 does not exist" in fails(capsys, *arguments, "--taps", "9")
+    (tmp_path / "file").write_text("")
+    assert "check the path" in fails(capsys, *arguments, "--out", str(tmp_path / "file"))

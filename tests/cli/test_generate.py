@@ -1,0 +1,35 @@
+"""Tests of ``mobillm generate``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mobillm.cli import main
+from tests.cli.commands import fails
+
+
+def test_text_and_json(model: str, language_side: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The continuation is printed alone; JSON has it beside the prompt; a seed repeats it."""
+    arguments = ["generate", "--model", model, "--side", language_side, "--prompt", "w5 w6"]
+    arguments += ["--max-new-tokens", "5", "--temperature", "5"]
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert main([*arguments, "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    assert main([*arguments, "--seed", "1", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content.keys() == {"prompt", "text", "seconds"}
+    assert (content["prompt"], content["text"]) == ("w5 w6", texts[0].rstrip("\n"))
+
+
+def test_bad_input(model: str, side: str, language_side: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another task, a temperature out of range and another model are one line each."""
+    common = ["generate", "--model", model, "--prompt", "w5"]
+    assert "cannot generate; use 'mobillm predict'" in fails(capsys, *common, "--side", side)
+    text = fails(capsys, *common, "--side", language_side, "--temperature", "-1")
+    assert text == "--temperature is -1.0; expected 0 to 100"
+    text = fails(capsys, *common, "--side", language_side, "--dtype", "float32")
+    assert "in the type it was trained in" in text

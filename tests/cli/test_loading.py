@@ -1,0 +1,43 @@
+"""Tests of loading models and checking directories."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+from mobillm.cli.loading import check_output, load_backbone, load_config
+from mobillm.errors import ModelError
+
+
+def test_backbone(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model is loaded as asked, with a notice before, and the threads are set."""
+    threads = torch.get_num_threads()
+    args = argparse.Namespace(model=model, dtype="float32", threads=threads + 1)
+    backbone = load_backbone(args, taps="1,3", lm_head=False)
+    assert (backbone.taps, backbone.dtype) == ((1, 3), torch.float32)
+    assert backbone.name == Path(model).name  # the server sees it, so it is no path
+    assert torch.get_num_threads() == threads + 1
+    assert capsys.readouterr().err == f"loading the model {model} ...\n"
+
+
+def test_output(tmp_path: Path) -> None:
+    """A directory is made; one with a side network is refused unless it may be overwritten."""
+    folder = tmp_path / "a" / "b"
+    check_output(folder, overwrite=False)
+    check_output(folder, overwrite=False)
+    (folder / "side_model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"holds a side network already; .* --overwrite"):
+        check_output(folder, overwrite=False)
+    check_output(folder, overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        check_output(tmp_path / "file", overwrite=True)
+
+
+def test_config(tmp_path: Path) -> None:
+    """A directory without a side network is refused by the option's name."""
+    with pytest.raises(ModelError, match=r"--side .* holds no side network"):
+        load_config(tmp_path)

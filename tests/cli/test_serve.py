@@ -1,0 +1,76 @@
+"""Tests of ``mobillm serve``."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import fails, start
+
+
+def test_prints_one_line_and_stops_on_sigint(tmp_path: Path) -> None:
+    """The address comes as JSON, a token file is made and named, SIGINT ends it with status 0."""
+    arguments = ["--listen", "127.0.0.1:0", "--data-dir", str(tmp_path / "d"), "--json", "--threads", "1"]
+    with start("serve", *arguments, "--loop", "asyncio", "--device", "cpu") as process:
+        assert process.stdout is not None
+        address = json.loads(process.stdout.readline())["address"]
+        port = int(address.removeprefix("mobillm://127.0.0.1:"))
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, ""), err
+    assert f"made the token file {tmp_path / 'd' / 'token'}" in err
+    assert (tmp_path / "d" / "token").stat().st_mode & 0o777 == 0o600
+    assert "Traceback" not in err
+
+
+def test_address_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A taken port is one line that says what to do, with both event loops."""
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    token.chmod(0o600)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        arguments = ["--listen", where, "--data-dir", str(tmp_path / "d"), "--token-file", str(token)]
+        for loop in ("uvloop", "asyncio"):
+            text = fails(capsys, "serve", *arguments, "--loop", loop)
+            assert "the address of --listen is in use; stop the other server, or choose another port" in text
+
+
+def test_exposure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Listening beyond the machine without TLS needs --insecure; half a certificate is refused."""
+    for listen in ("0.0.0.0:0", "[::]:0", "example.org:7707"):
+        text = fails(capsys, "serve", "--data-dir", str(tmp_path), "--listen", listen)
+        assert "without TLS; expected --tls-cert and --tls-key, or --insecure" in text
+    pem = str(tmp_path / "x.pem")
+    assert "--tls-cert and --tls-key together" in fails(capsys, "serve", "--tls-key", pem)
+    assert "--tls-cert and --tls-key with it" in fails(capsys, "serve", "--device-ca", pem)
+    assert "--tls-cert and --tls-key with it" in fails(capsys, "serve", "--listen", "mobillms://127.0.0.1:0")
+    assert "tls certificate" in fails(capsys, "serve", "--tls-cert", pem, "--tls-key", pem)
+    assert not (tmp_path / "token").exists()
+
+
+def test_bad_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A token file without tokens stops the start before anything listens."""
+    token = tmp_path / "token"
+    token.write_text("# none\n")
+    token.chmod(0o600)
+    arguments = ["--data-dir", str(tmp_path / "d"), "--token-file", str(token)]
+    assert "expected a line TENANT:SECRET" in fails(capsys, "serve", *arguments)
+
+
+def test_no_such_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CUDA that is not there is refused before anything listens."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    token.chmod(0o600)
+    arguments = ["--data-dir", str(tmp_path / "d"), "--token-file", str(token), "--device", "cuda"]
+    assert "--device is 'cuda'; expected cpu" in fails(capsys, "serve", *arguments)

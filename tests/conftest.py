@@ -1,0 +1,84 @@
+"""Run coroutines of tests on asyncio and on uvloop, bounded, and see that nothing is left over."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import pathlib
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+
+# Two torch threads on a busy machine of two cores wait for each other; this also reaches child processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Real models and data are fetched once, whatever directory a test works in.
+os.environ.setdefault("MOBILLM_CACHE", str(pathlib.Path(__file__).parent.parent / ".cache" / "mobillm"))
+
+T = TypeVar("T")
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+BOUND = 30.0  # seconds
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+async def _bounded(work: Coroutine[Any, Any, T]) -> T:
+    loop = asyncio.get_running_loop()
+    errors: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    async with asyncio.timeout(BOUND):
+        result = await work
+    for _ in range(20):  # closed transports end in a few turns of the loop
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        if not left:
+            break
+        await asyncio.sleep(0.01)
+    assert not left, f"tasks are left over: {left}"
+    gc.collect()
+    assert not errors, f"the loop saw errors that nobody handled: {errors}"
+    return result
+
+
+def _run(make_loop: Callable[[], asyncio.AbstractEventLoop], work: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        return runner.run(_bounded(work))
+
+
+@pytest.fixture(params=sorted(LOOPS))
+def run(request: pytest.FixtureRequest) -> Run:
+    """Run a coroutine, once on each event loop."""
+    return lambda work: _run(LOOPS[request.param], work)
+
+
+@pytest.fixture
+def run_once() -> Run:
+    """Run a coroutine on asyncio only, where the kind of the loop cannot matter."""
+    return lambda work: _run(LOOPS["asyncio"], work)
+
+
+@pytest.fixture
+def no_fd_leak() -> Iterator[None]:
+    """See that a test closes every file and socket it opens."""
+    uvloop.new_event_loop().close()  # the first one opens a pipe for the whole process
+    gc.collect()
+    before = _open_files()
+    yield
+    gc.collect()
+    after = _open_files()
+    assert len(after) <= len(before), f"left open: {sorted(set(after) - set(before))}"
+
+
+def _open_files() -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(f"{name}: {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue  # the listing's own
+    return found

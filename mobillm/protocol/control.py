@@ -130,6 +130,7 @@ class Error(Message):
     """
 
     type = FrameType.ERROR
+    has_seq = True
     code: int = wire(COUNT)
     text: str = wire(SENTENCE, "")
     retry_after: float | None = wire(optional(SECONDS), None)

@@ -39,10 +39,12 @@ class Message:
     Attributes:
         stream: 0 for the connection, else the stream of one session.
         seq: batch number, from 1; 0 where none applies.
+        has_seq: whether messages of this type may concern a batch; all others have seq 0.
 
     """
 
     type: ClassVar[FrameType]
+    has_seq: ClassVar[bool] = False
     stream: int = wire(integer(0, 0xFFFF), 0)
     seq: int = wire(SEQ, 0)
 
@@ -52,6 +54,8 @@ class Message:
                 field.metadata["rule"](getattr(self, field.name))
             except ValueError as exc:
                 raise ValueError(f"{self.type.name}.{field.name} must be {exc}") from None
+        if self.seq and not self.has_seq:
+            raise ValueError(f"{self.type.name}.seq must be 0, since it concerns no batch")
         self._check()
 
     def _check(self) -> None:
@@ -99,7 +103,7 @@ class Message:
 
         """
         values = decode_map(frame.meta)
-        found: dict[str, Any] = {"stream": frame.stream, "seq": frame.seq}
+        found: dict[str, Any] = {"stream": frame.stream, "seq": frame.seq if cls.has_seq else 0}
         if frame.payload is not None:
             found["payload"] = frame.payload
         known = {field.name for field in dataclasses.fields(cls)}

@@ -77,6 +77,9 @@ class Opened(Message):
     missing: tuple[bytes, ...] = wire(items(octets(32)), ())
     finished: bool = wire(boolean, False)
 
+    def _check(self) -> None:
+        _check_progress(self)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Blob(Message):
@@ -121,6 +124,7 @@ class Data(Message):
     """
 
     type = FrameType.DATA
+    has_seq = True
     tensor: int = wire(integer(0, LENGTHS))
     offset: int = wire(SIZE)
     format: int | None = wire(optional(integer(0, 255)), None)
@@ -164,6 +168,7 @@ class Commit(Message):
     """
 
     type = FrameType.COMMIT
+    has_seq = True
     tensors: int = wire(integer(1, LENGTHS + 1))
     size: int = wire(integer(1, 2**48))
     checksum: int = wire(COUNT)
@@ -180,6 +185,7 @@ class Abort(Message):
     """The device gives up batch ``seq``; its number may be used again."""
 
     type = FrameType.ABORT
+    has_seq = True
     text: str = wire(SENTENCE, "")
 
     def _check(self) -> None:
@@ -192,6 +198,7 @@ class Finish(Message):
     """No batch after ``seq`` will come; the server trains what is left of the epochs."""
 
     type = FrameType.FINISH
+    has_seq = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,8 +296,12 @@ class Ack(Message):
     applied: int = wire(SEQ)
 
     def _check(self) -> None:
-        if self.durable > self.received or self.applied > self.durable:
-            raise ValueError("ACK must have applied <= durable <= received")
+        _check_progress(self)
+
+
+def _check_progress(message: Ack | Opened) -> None:
+    if not message.applied <= message.durable <= message.received:
+        raise ValueError(f"{message.type.name} must have applied <= durable <= received")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,9 +321,10 @@ class Credit(Message):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Gap(Message):
-    """The server expects batch ``expected`` next; nothing after it is taken."""
+    """Batch ``seq`` was dropped: the server expects batch ``expected`` next."""
 
     type = FrameType.GAP
+    has_seq = True
     expected: int = wire(SEQ)
 
 

@@ -51,7 +51,7 @@ class Stream:
 
     def has_credit(self, message: Message, size: int) -> bool:
         """Tell whether a charged message of ``size`` bytes on the wire may be sent now."""
-        return self.credit.allows(size, 0 if isinstance(message, Blob) else message.seq)
+        return self.credit.allows(size, message.seq)
 
     def sent(self, message: Message, size: int) -> None:
         """Check and note a message that we are about to send.

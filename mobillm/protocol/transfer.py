@@ -134,21 +134,23 @@ class FileTransfer:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._digest = b""
-        self._total = 0
+        self._file: tuple[bytes, int, int] = (b"", 0, 0)  # what is the same in all parts
         self._offset = 0
 
     def part(self, message: Blob | Weights) -> None:
         """Check and count one part."""
-        if message.offset == 0 and self._offset == self._total:
+        steps = message.steps if isinstance(message, Weights) else 0
+        file = (message.digest, message.total, steps)
+        if message.offset == 0 and self._offset == self._file[1]:
             if message.total > self.limit:
                 raise TransferError(
                     ErrorCode.LIMIT, f"a file of {message.total} bytes; the limit is {self.limit}"
                 )
-            self._digest, self._total, self._offset = message.digest, message.total, 0
-        if (message.digest, message.total, message.offset) != (self._digest, self._total, self._offset):
+            self._file, self._offset = file, 0
+        if file != self._file or message.offset != self._offset:
             raise TransferError(
                 ErrorCode.PROTOCOL,
-                f"{message.type.name} part at {message.offset}; expected the part at {self._offset}",
+                f"{message.type.name} part at {message.offset}; expected the part at {self._offset} "
+                "of the file that was begun",
             )
         self._offset += len(message.payload)

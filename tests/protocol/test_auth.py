@@ -16,7 +16,7 @@ def test_key_of_a_token() -> None:
 
 
 def test_proofs_are_hmacs_over_label_and_transcript_hash() -> None:
-    """[A-2] [A-3] The two proofs, made by hand."""
+    """[A-2] [A-3] [A-10] The two proofs, made by hand."""
     transcript = Transcript()
     transcript.add(1, b"hello")
     transcript.add(2, b"challenge!")

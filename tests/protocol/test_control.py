@@ -44,7 +44,7 @@ CASES: list[tuple[type[Message], str, list[Any], list[Any]]] = [
 
 @pytest.mark.parametrize(("cls", "field", "good", "bad"), CASES, ids=lambda v: getattr(v, "__name__", None))
 def test_bounds_of_every_field(cls: type[Message], field: str, good: list[Any], bad: list[Any]) -> None:
-    """[H-4] [H-6] [M-5] Each field takes its range, the ends included, and nothing else."""
+    """[M-5] [M-20] [M-23] [M-24] Each field takes its range, the ends included, and nothing else."""
     sample = example(cls.type, 0)
     for value in good:
         changes: dict[str, Any] = {field: value}

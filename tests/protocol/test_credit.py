@@ -9,7 +9,7 @@ from mobillm.protocol.credit import Credit
 
 
 def test_nothing_is_allowed_at_first() -> None:
-    """[C-2] Both figures start at 0."""
+    """[C-7] Both figures start at 0."""
     credit = Credit()
     assert credit.available == 0
     assert not credit.allows(1, 0)
@@ -30,7 +30,7 @@ def test_bounds_are_inclusive_and_independent() -> None:
 
 
 def test_lower_grants_are_ignored_one_by_one() -> None:
-    """[C-2] Each figure keeps its maximum on its own."""
+    """[C-8] Each figure keeps its maximum on its own."""
     credit = Credit()
     credit.grant(100, 2)
     credit.grant(50, 5)
@@ -42,7 +42,7 @@ def test_lower_grants_are_ignored_one_by_one() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2**48), st.integers(0, 2**63 - 1)), max_size=8), st.randoms())
 def test_order_of_grants_does_not_matter(grants: list[tuple[int, int]], dice: object) -> None:
-    """[C-2] Late and repeated grants do no harm."""
+    """[C-2] [C-8] Late and repeated grants do no harm."""
     one, other = Credit(), Credit()
     for grant in grants:
         one.grant(*grant)

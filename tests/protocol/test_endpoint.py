@@ -118,13 +118,13 @@ def test_queries_of_a_stream() -> None:
 
 
 def test_send_before_the_handshake_is_over() -> None:
-    """[S-1] The error says what is missing."""
+    """[S-7] The error says what is missing."""
     with pytest.raises(LocalProtocolError, match="PING cannot be sent: the handshake is not over"):
         EndpointPair().device.send(Ping(data=bytes(8)))
 
 
 def test_send_after_the_end() -> None:
-    """[S-1] The error says why it is over."""
+    """[S-7] The error says why it is over."""
     pair = EndpointPair.opened()
     pair.device.fail(ErrorCode.INTERNAL, "disk on fire")
     with pytest.raises(LocalProtocolError, match="disk on fire"):
@@ -132,7 +132,7 @@ def test_send_after_the_end() -> None:
 
 
 def test_sent_bodies_have_a_limit() -> None:
-    """[H-6] [L-3] The server's figure bounds both directions, and is inclusive."""
+    """[H-6] [H-17] [L-3] [F-22] The server's figure bounds both directions, and is inclusive."""
     pair = EndpointPair.attached(limits=Limits(frame=16384, chunk=8192))
     room = 16384 - (make_data(1, 0, bytes(4)).frame_size() - 32 - 4) - 2
     pair.device.send(make_data(1, 0, bytes(room // 4 * 4)))
@@ -146,7 +146,7 @@ def test_sent_bodies_have_a_limit() -> None:
 
 
 def test_map_limit_is_a_local_error() -> None:
-    """[M-1] [L-1] A map beyond 4 KiB is refused before anything is queued."""
+    """[M-26] [L-1] A map beyond 4 KiB is refused before anything is queued."""
     pair = EndpointPair.opened()
     for spec in ({"x": "y" * 5000}, {"x": "\ud800"}):
         with pytest.raises(LocalProtocolError) as caught:
@@ -157,7 +157,7 @@ def test_map_limit_is_a_local_error() -> None:
 
 
 def test_stream_numbers_have_a_limit() -> None:
-    """[O-1] [L-7] The largest number passes; one more is refused on both ends."""
+    """[O-1] [O-13] [L-7] The largest number passes; one more is refused on both ends."""
     pair = EndpointPair.opened(limits=Limits(streams=2))
     pair.attach(2)
     with pytest.raises(LocalProtocolError) as caught:
@@ -168,7 +168,7 @@ def test_stream_numbers_have_a_limit() -> None:
 
 
 def test_credit_is_enforced_on_the_wire() -> None:
-    """[C-3] [E-5] The first frame over the credit closes the connection."""
+    """[C-10] The first frame over the credit closes the connection."""
     pair = EndpointPair.opened()
     pair.attach(credit=100)
     pair.server.receive_data(wire_bytes(make_data(1, 0, bytes(100))))
@@ -178,7 +178,7 @@ def test_credit_is_enforced_on_the_wire() -> None:
 
 
 def test_lower_credit_is_ignored_on_the_wire() -> None:
-    """[C-2] A CREDIT that arrives late takes nothing back."""
+    """[C-8] A CREDIT that arrives late takes nothing back."""
     pair = EndpointPair.opened()
     pair.attach(credit=1000, last=5)
     pair.server.send(Credit(stream=1, offset=10, last=1))
@@ -188,7 +188,10 @@ def test_lower_credit_is_ignored_on_the_wire() -> None:
 
 
 def test_after_a_refusal_nothing_is_read() -> None:
-    """[F-7] [E-2] Neither the rest of the same bytes nor what comes later; memory stays small."""
+    """Neither the rest of the same bytes nor what comes later; memory stays small.
+
+    [F-7] [F-26] [E-2] [E-7] [S-12]
+    """
     pair = EndpointPair.opened()
     ping = wire_bytes(Ping(data=bytes(8)))
     pair.server.receive_data(ping + b"junk" * 8 + ping)
@@ -209,7 +212,7 @@ def test_after_a_refusal_nothing_is_read() -> None:
 
 
 def test_bytes_after_the_closing_frame_are_dropped() -> None:
-    """[E-2] What follows an ERROR or a BYE in the same segment has no effect."""
+    """[E-2] [E-7] What follows an ERROR or a BYE in the same segment has no effect."""
     pair = EndpointPair.opened()
     pair.device.receive_data(wire_bytes([Error(code=28), Ping(data=bytes(8))]))
     assert [event.type for event in pair.device.events_received()] == [FrameType.ERROR]
@@ -234,7 +237,7 @@ def test_truncation_at_each_byte_then_eof(message: Any) -> None:
 
 
 def test_goodbye() -> None:
-    """[K-4] [K-6] BYE by both: the server may still acknowledge in between."""
+    """[K-4] [K-6] [K-17] [K-18] BYE by both: the server may still acknowledge in between."""
     pair = EndpointPair.attached()
     pair.device.send(Bye())
     pair.pump()
@@ -249,7 +252,7 @@ def test_goodbye() -> None:
 
 
 def test_goodbye_of_the_server_alone() -> None:
-    """[K-4] [K-6] It closes at once."""
+    """[K-6] [K-19] It closes at once."""
     pair = EndpointPair.opened()
     pair.server.send(Bye())
     pair.pump()
@@ -264,7 +267,7 @@ def eof(pair: EndpointPair) -> None:
 
 
 def test_eof_without_a_goodbye() -> None:
-    """[K-6] It is an error for both."""
+    """[K-23] It is an error for both."""
     pair = EndpointPair.opened()
     eof(pair)
     for end in (pair.device, pair.server):
@@ -273,7 +276,7 @@ def test_eof_without_a_goodbye() -> None:
 
 
 def test_eof_during_the_handshake() -> None:
-    """[T-4] It counts as a refusal and says so."""
+    """[T-10] It counts as a refusal and says so."""
     pair = EndpointPair()
     pair.device.receive_eof()
     assert closing(pair.device) == (ConnectionClosedError, None)
@@ -281,7 +284,7 @@ def test_eof_during_the_handshake() -> None:
 
 
 def test_eof_after_the_devices_goodbye() -> None:
-    """[K-6] The server has all it was to get; the device lacks the answer."""
+    """[K-22] [K-23] The server has all it was to get; the device lacks the answer."""
     pair = EndpointPair.opened()
     pair.device.send(Bye())
     eof(pair)
@@ -294,7 +297,7 @@ def test_eof_after_the_devices_goodbye() -> None:
     ("code", "expected"), [(0, ConnectionClosedOK), (24, ConnectionClosedError), (999, ConnectionClosedError)]
 )
 def test_end_after_goaway(code: int, expected: type[MobiLLMError], bye: bool) -> None:
-    """[K-6] [V-6] GOAWAY's code is the reason, whether the end comes with BYE or without."""
+    """[K-6] [K-13] [K-21] [V-6] GOAWAY's code is the reason, whether the end comes with BYE or without."""
     pair = EndpointPair.opened()
     pair.server.send(Goaway(code=28, text="first"))
     pair.server.send(Goaway(code=code, text="maintenance"))
@@ -315,7 +318,7 @@ def test_end_after_goaway_without_text() -> None:
 
 
 def test_error_on_stream_0() -> None:
-    """[E-2] Sent or received, with or without a seq, it closes both ends."""
+    """[E-2] [K-20] Sent or received, with or without a seq, it closes both ends."""
     for seq in (0, 5):
         pair = EndpointPair.opened()
         pair.device.send(Error(code=ErrorCode.INTERNAL, seq=seq, text="broken"))
@@ -337,7 +340,7 @@ def test_error_on_a_stream_keeps_the_connection() -> None:
 
 @pytest.mark.parametrize("opened", [False, True])
 def test_fail(opened: bool) -> None:
-    """[E-2] [E-4] [H-8] A server that has not sent WELCOME rejects; a long text is cut."""
+    """[E-2] [E-4] [H-8] [H-19] A server that has not sent WELCOME rejects; a long text is cut."""
     pair = EndpointPair()
     if opened:
         pair.pump()
@@ -353,7 +356,7 @@ def test_fail(opened: bool) -> None:
 
 
 def test_device_fails_during_the_handshake() -> None:
-    """[H-1] A device reports an ERROR, whatever the state."""
+    """[H-10] A device reports an ERROR, whatever the state."""
     pair = EndpointPair()
     pair.device.fail(ErrorCode.HANDSHAKE_TIMEOUT, "too slow")
     pair.pump()
@@ -364,7 +367,7 @@ def test_device_fails_during_the_handshake() -> None:
 
 
 def test_stream_number_is_used_again() -> None:
-    """[O-9] [O-11] After DETACH by both, the number carries another session from batch 1 on."""
+    """[O-9] [O-11] [O-34] [O-35] After DETACH by both, the number carries another session from batch 1 on."""
     pair = EndpointPair.attached()
     for _ in range(3):
         for message in make_batch(1)[:4]:
@@ -380,7 +383,7 @@ def test_stream_number_is_used_again() -> None:
 
 
 def test_unknown_optional_frames_between_others() -> None:
-    """[V-3] Random extensions do no harm, before WELCOME and after."""
+    """[V-3] [V-4] [V-14] Random extensions do no harm, before WELCOME and after."""
     grease = raw_frame(0xB7, b"\x01\x02", stream=77, seq=5)
     pair = EndpointPair.opened()
     pair.server.receive_data(grease + wire_bytes(Ping(data=bytes(8))) + grease)

@@ -59,7 +59,7 @@ def refusal(data: bytes, limit: int = LIMIT) -> ErrorCode:
 
 
 def test_golden_frame_without_payload() -> None:
-    """[F-1] [F-3] A PING built by hand is what we write and what we read."""
+    """[F-1] [F-3] [F-10] A PING built by hand is what we write and what we read."""
     meta = b"\x81\xa4data\xc4\x08" + bytes(range(8))
     fields = b"ML\x01\x30" + struct.pack(">HHIHHQ", 0, 0, len(meta), len(meta), 0, 0)
     golden = fields + struct.pack(">II", crc32c.crc32c(fields), crc32c.crc32c(meta)) + meta
@@ -71,7 +71,7 @@ def test_golden_frame_without_payload() -> None:
 
 
 def test_golden_frame_with_payload() -> None:
-    """[F-1] [F-2] [F-6] A DATA frame built by hand is what we write and what we read."""
+    """[F-1] [F-2] [F-6] [F-10] [F-13] A DATA frame built by hand is what we write and what we read."""
     payload = bytes(range(200))
     body = b"\x80" + b"\xc6\x00\x00\x00\xc8" + payload
     fields = b"ML\x01\x10" + struct.pack(">HHIHHQ", 0, 513, len(body), 1, 0, 2**40 + 7)
@@ -81,7 +81,7 @@ def test_golden_frame_with_payload() -> None:
 
 
 def test_crc32c_is_castagnoli() -> None:
-    """[F-1] The check value of the specification."""
+    """[F-11] The check value of the specification."""
     assert crc32c.crc32c(b"123456789") == 0xE3069283
 
 
@@ -161,7 +161,7 @@ def test_long_payload_is_received_in_place() -> None:
 
 @pytest.mark.parametrize("trailing", [b"", b"M", b"ML\x01", bytes(31)])
 def test_trailing_bytes_wait(trailing: bytes) -> None:
-    """[T-3] Bytes after a frame belong to the next one."""
+    """[T-3] [F-12] Bytes after a frame belong to the next one."""
     frame = raw_frame(FrameType.BYE, {})
     buffer = FrameBuffer(LIMIT)
     assert buffer.is_empty
@@ -181,7 +181,7 @@ def test_truncation_at_each_byte_needs_more() -> None:
 
 
 def test_every_header_bit_flip_is_refused() -> None:
-    """[F-5] [F-6] No single bit of a header can be changed unnoticed."""
+    """[F-5] [F-16] [F-17] [F-25] No single bit of a header can be changed unnoticed."""
     data = raw_frame(FrameType.DATA, {"k": 1}, b"payload", stream=1, seq=1)
     for bit in range(8 * HEADER_SIZE):
         damaged = bytearray(data)
@@ -195,7 +195,7 @@ def test_every_header_bit_flip_is_refused() -> None:
 
 
 def test_every_body_bit_flip_is_refused() -> None:
-    """[F-4] [F-6] The body checksum covers the map, the bin header and the payload."""
+    """[F-4] [F-6] [F-25] The body checksum covers the map, the bin header and the payload."""
     data = raw_frame(FrameType.DATA, {"k": 1}, b"payload", stream=1, seq=1)
     start = HEADER_SIZE + 4
     for bit in range(8 * HEADER_SIZE, 8 * len(data)):
@@ -207,7 +207,7 @@ def test_every_body_bit_flip_is_refused() -> None:
 
 
 def test_flag_bits_with_right_checksums() -> None:
-    """[F-5] [F-8] Critical flags are refused, optional ones are ignored."""
+    """[F-20] [F-27] Critical flags are refused, optional ones are ignored."""
     for bit in range(16):
         data = raw_frame(FrameType.BYE, {}, flags=1 << bit)
         if bit < 8:
@@ -239,12 +239,15 @@ def test_flag_bits_with_right_checksums() -> None:
     ],
 )
 def test_bad_header_is_refused_from_the_header_alone(data: bytes, code: ErrorCode) -> None:
-    """[F-3] [F-5] [V-1] [V-3] [V-4] [L-1] The first 32 bytes are enough to refuse."""
+    """The first 32 bytes are enough to refuse.
+
+    [F-3] [F-14] [F-16] [F-18] [F-19] [F-21] [F-22] [F-23] [F-24] [V-1] [V-4] [V-11] [L-1] [L-14]
+    """
     assert refusal(data[:HEADER_SIZE]) is code
 
 
 def test_nothing_is_allocated_for_a_length_beyond_the_limit() -> None:
-    """[F-5] [L-3] A header that announces 4 GiB costs nothing."""
+    """[F-15] [F-22] [L-3] A header that announces 4 GiB costs nothing."""
     header = raw_frame(FrameType.DATA, {}, b"", stream=1, seq=1, body_size=2**32 - 1)[:HEADER_SIZE]
     buffer = FrameBuffer(LIMIT)
     tracemalloc.start()
@@ -256,7 +259,7 @@ def test_nothing_is_allocated_for_a_length_beyond_the_limit() -> None:
 
 
 def test_limit_is_inclusive_and_can_be_raised() -> None:
-    """[F-5] [H-6] A body of exactly the limit passes; the limit in force is the one at the header."""
+    """[F-22] [H-6] A body of exactly the limit passes; the limit in force is the one at the header."""
     at_limit = raw_frame(FrameType.DATA, {}, bytes(94), stream=1, seq=1)
     over = raw_frame(FrameType.DATA, {}, bytes(95), stream=1, seq=1)
     assert len(feed(at_limit, [7], 100)) == 1
@@ -277,13 +280,16 @@ def test_limit_is_inclusive_and_can_be_raised() -> None:
     ],
 )
 def test_wrong_bin_header_is_refused(bin_header: bytes) -> None:
-    """[F-2] [F-4] The five bytes before the payload have one form only."""
+    """[F-4] [F-13] The five bytes before the payload have one form only."""
     data = raw_frame(FrameType.DATA, {}, b"1234", stream=1, seq=1, bin_header=bin_header)
     assert refusal(data) is ErrorCode.DECODE
 
 
 def test_unknown_optional_types_are_skipped() -> None:
-    """[V-3] All of 0x80 to 0xBF are skipped, whatever they hold, and both checksums are checked."""
+    """All of 0x80 to 0xBF are skipped, whatever they hold, and both checksums are checked.
+
+    [V-3] [V-10] [L-14]
+    """
     bye = raw_frame(FrameType.BYE, {})
     skipped = b""
     for code in range(0x80, 0xC0):
@@ -296,7 +302,7 @@ def test_unknown_optional_types_are_skipped() -> None:
 
 
 def test_frame_types_are_distinct_and_ranged() -> None:
-    """[V-3] [V-4] Version 1 uses no code of the extension ranges; three types have payloads."""
+    """[F-2] [V-3] [V-4] Version 1 uses no code of the extension ranges; three types have payloads."""
     assert all(0 < code < 0x80 for code in FrameType)
     assert {t for t in FrameType if t.has_payload} == set(PAYLOAD_TYPES)
 

@@ -61,7 +61,10 @@ def test_handshake(chunk: int | None) -> None:
 
 
 def test_handshake_bytes() -> None:
-    """[A-2] [A-3] [H-6] A device written by hand from the specification logs in and checks the server."""
+    """A device written by hand from the specification logs in and checks the server.
+
+    [A-2] [A-3] [A-9] [A-10] [H-6] [H-14]
+    """
     server = Endpoint.server({TENANT: KEY}, nonce=b"s" * 16, limits=Limits(frame=65536, chunk=16384))
     hello = msgpack.packb({"min_version": 1, "max_version": 3, "tenant": TENANT, "nonce": b"d" * 16})
     server.receive_data(raw_frame(0x01, hello))
@@ -94,7 +97,7 @@ def test_handshake_bytes() -> None:
     ],
 )
 def test_wrong_token_and_unknown_tenant_look_the_same(change: dict[str, Any]) -> None:
-    """[A-4] [A-5] [H-8] One refusal for all, and even the stand-in key opens nothing."""
+    """[A-5] [A-11] [H-8] [H-19] One refusal for all, and even the stand-in key opens nothing."""
     refusals: list[bytes] = []
     for kwargs in ({"device_key": b"wrong"}, change):
         pair = EndpointPair(**kwargs)
@@ -169,7 +172,7 @@ def test_changed_challenge_breaks_the_proof(values: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("values", [{"version": 2}, {"caps": ["zzz"]}])
 def test_challenge_must_choose_what_was_offered(values: dict[str, object]) -> None:
-    """[H-5] Another version, or a capability that was not offered, is refused."""
+    """[H-15] [H-16] Another version, or a capability that was not offered, is refused."""
     pair = EndpointPair(caps=("a",))
     pair.to_device = rewrite(FrameType.CHALLENGE, **values)
     pair.pump()
@@ -178,7 +181,7 @@ def test_challenge_must_choose_what_was_offered(values: dict[str, object]) -> No
 
 
 def test_no_common_version() -> None:
-    """[H-4] The server rejects a device that speaks later versions only."""
+    """[H-13] The server rejects a device that speaks later versions only."""
     pair = EndpointPair()
     pair.to_server = rewrite(FrameType.HELLO, min_version=2, max_version=3)
     pair.pump()
@@ -187,7 +190,7 @@ def test_no_common_version() -> None:
 
 
 def test_capabilities_are_intersected() -> None:
-    """[V-5] [H-5] Both ends use what both have."""
+    """[V-5] [V-13] [H-5] Both ends use what both have."""
     device = Endpoint.device(TENANT, KEY, nonce=bytes(16), caps=("x", "b"))
     server = Endpoint.server({TENANT: KEY}, nonce=bytes(16), caps=("b", "y"))
     for _ in range(2):
@@ -197,7 +200,7 @@ def test_capabilities_are_intersected() -> None:
 
 
 def test_replayed_auth_is_refused() -> None:
-    """[A-7] [H-3] A recorded login does not open a second connection."""
+    """[A-12] [H-12] A recorded login does not open a second connection."""
     recorded: list[bytes] = []
     pair = EndpointPair()
     pair.to_server = recorder(recorded)
@@ -219,7 +222,7 @@ def test_nonce_must_have_16_bytes() -> None:
 
 
 def test_bodies_before_welcome_are_small() -> None:
-    """[H-2] [L-2] Nobody who is unknown may make us hold more than 4 KiB."""
+    """[H-2] [H-11] [L-2] Nobody who is unknown may make us hold more than 4 KiB."""
     server = Endpoint.server({TENANT: KEY}, nonce=bytes(16))
     server.receive_data(raw_frame(FrameType.DATA, {}, bytes(4096), stream=1, seq=1)[:32])
     assert closing(server) == (RemoteProtocolError, ErrorCode.FRAME_SIZE)
@@ -231,7 +234,7 @@ def test_bodies_before_welcome_are_small() -> None:
 
 
 def test_limits_of_welcome() -> None:
-    """[H-6] [L-3] [L-5] [L-6] [L-7] The device takes the smaller figures of the two."""
+    """[H-17] [L-3] [L-4] [L-5] [L-6] [L-7] The device takes the smaller figures of the two."""
     server = Limits(frame=65536, chunk=16384, batch=20000, blob=30000, streams=3)
     pair = EndpointPair(limits=server, device_limits=Limits(batch=10**6, blob=25000, streams=9))
     pair.pump()

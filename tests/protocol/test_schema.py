@@ -51,7 +51,10 @@ def accepts(rule: Rule, value: object) -> bool:
     ],
 )
 def test_rules(rule: Rule, good: list[object], bad: list[object]) -> None:
-    """[M-5] [M-8] Each rule takes the values inside its bounds, the bounds included, and no others."""
+    """Each rule takes the values inside its bounds, the bounds included, and no others.
+
+    [M-5] [M-8] [M-20] [M-21] [M-22] [M-23] [M-24]
+    """
     assert [value for value in good if not accepts(rule, value)] == []
     assert [value for value in bad if accepts(rule, value)] == []
 
@@ -99,14 +102,17 @@ def nested(depth: int) -> object:
     ],
 )
 def test_malformed_maps_are_refused(data: bytes) -> None:
-    """[M-1] [M-2] Everything but one small flat map with distinct string keys is refused with DECODE."""
+    """Everything but one small flat map with distinct string keys is refused with DECODE.
+
+    [M-1] [M-2] [M-10] [M-11] [M-12] [M-13] [M-14] [M-15] [M-16] [Y-7]
+    """
     with pytest.raises(RemoteProtocolError, match="malformed") as caught:
         decode_map(data)
     assert caught.value.code is ErrorCode.DECODE
 
 
 def test_limits_are_inclusive() -> None:
-    """[M-2] [L-1] Depth 4, 64 items and 1024 elements pass."""
+    """[M-2] [M-15] [M-16] [L-1] Depth 4, 64 items and 1024 elements pass."""
     assert decode_map(msgpack.packb({"a": nested(3)})) == {"a": (((1,),),)}
     assert len(decode_map(msgpack.packb({str(i): i for i in range(64)}))) == 64
     assert len(decode_map(msgpack.packb({"a": [0] * 1024}))["a"]) == 1024

@@ -35,9 +35,9 @@ CASES: list[tuple[type[Message], str, list[Any], list[Any]]] = [
     (Open, "session", [bytes(16)], [bytes(15), "x" * 16]),
     (Opened, "session", [bytes(16)], [bytes(17)]),
     (Opened, "epoch", [1, 2**32 - 1], [0, 2**32]),
-    (Opened, "received", SEQ_GOOD, SEQ_BAD),
-    (Opened, "durable", SEQ_GOOD, SEQ_BAD),
-    (Opened, "applied", SEQ_GOOD, SEQ_BAD),
+    (Opened, "received", [3, 2**63 - 1], SEQ_BAD),
+    (Opened, "durable", [1, 3], SEQ_BAD),
+    (Opened, "applied", [0, 2], SEQ_BAD),
     (Opened, "missing", [(), (bytes(32),) * 64], [(bytes(31),), (bytes(32),) * 65, bytes(32)]),
     (Opened, "finished", [True, False], [0, 1, None]),
     (Blob, "digest", [bytes(32)], [bytes(31)]),
@@ -77,7 +77,7 @@ CASES: list[tuple[type[Message], str, list[Any], list[Any]]] = [
 
 @pytest.mark.parametrize(("cls", "field", "good", "bad"), CASES, ids=lambda v: getattr(v, "__name__", None))
 def test_bounds_of_every_field(cls: type[Message], field: str, good: list[Any], bad: list[Any]) -> None:
-    """[M-5] Each field takes its range, the ends included, and nothing else."""
+    """[M-5] [M-20] [M-22] [M-24] [B-17] Each field takes its range, the ends included, and nothing else."""
     sample = example(cls.type)
     for value in good:
         changes: dict[str, Any] = {field: value}
@@ -88,7 +88,7 @@ def test_bounds_of_every_field(cls: type[Message], field: str, good: list[Any], 
 
 
 def test_open_holds_either_spec_or_session() -> None:
-    """[O-1] Both or neither is refused."""
+    """[O-12] Both or neither is refused."""
     assert Open(stream=1, spec={"task": "x"}).session is None
     neither: dict[str, Any] = {}
     both: dict[str, Any] = {"spec": {}, "session": bytes(16)}
@@ -99,7 +99,7 @@ def test_open_holds_either_spec_or_session() -> None:
 
 @pytest.mark.parametrize(("offset", "payload"), [(0, b""), (1, bytes(8)), (8, b"x"), (9, b"")])
 def test_parts_of_files_end_inside_the_file(offset: int, payload: bytes) -> None:
-    """[W-1] A part is not empty and does not reach beyond the total."""
+    """[W-7] A part is not empty and does not reach beyond the total."""
     with pytest.raises(ValueError, match="must end inside total"):
         Blob(stream=1, digest=bytes(32), total=8, offset=offset, payload=payload)
     with pytest.raises(ValueError, match="must end inside total"):
@@ -107,7 +107,7 @@ def test_parts_of_files_end_inside_the_file(offset: int, payload: bytes) -> None
 
 
 def test_data_header_comes_in_the_first_part_only() -> None:
-    """[B-5] All of format, block and shape at offset 0, none of them later."""
+    """[B-5] [B-21] All of format, block and shape at offset 0, none of them later."""
     first: dict[str, Any] = {"format": 3, "block": 0, "shape": (2,)}
     for missing in first:
         with pytest.raises(ValueError, match="all of format, block and shape"):
@@ -119,7 +119,7 @@ def test_data_header_comes_in_the_first_part_only() -> None:
 
 
 def test_data_header_must_describe_a_tensor() -> None:
-    """[B-5] [B-14] [L-10] An unknown format, a wrong block and a bad shape are refused."""
+    """[B-14] [B-22] [L-10] An unknown format, a wrong block and a bad shape are refused."""
     good: dict[str, Any] = {"format": 20, "block": 64, "shape": (2, 64)}
     header = Data(stream=1, seq=1, tensor=0, offset=0, payload=b"x", **good).header()
     assert header == TensorHeader(Format.ASYM4, 64, (2, 64))
@@ -159,15 +159,18 @@ def test_data_commit_and_abort_belong_to_a_batch() -> None:
 
 @pytest.mark.parametrize("figures", [(1, 2, 1), (2, 1, 2), (0, 0, 1)])
 def test_ack_figures_are_ordered(figures: tuple[int, int, int]) -> None:
-    """[X-1] applied <= durable <= received."""
+    """[X-1] [X-7] applied <= durable <= received."""
     received, durable, applied = figures
-    with pytest.raises(ValueError, match="applied <= durable <= received"):
-        Ack(stream=1, received=received, durable=durable, applied=applied)
+    values = {"received": received, "durable": durable, "applied": applied}
+    with pytest.raises(ValueError, match="ACK must have applied <= durable <= received"):
+        Ack(stream=1, **values)
+    with pytest.raises(ValueError, match="OPENED must have applied <= durable <= received"):
+        Opened(stream=1, session=bytes(16), epoch=1, **values)
     assert Ack(stream=1, received=2, durable=2, applied=2)
 
 
 def test_golden_data_message() -> None:
-    """[B-5] [F-2] The map and payload of a DATA frame, byte for byte."""
+    """[B-5] [F-2] [F-13] The map and payload of a DATA frame, byte for byte."""
     message = make_data(1, 1001, struct.pack("<2i", 3, 5))
     head, payload = message.encode()
     assert bytes(head)[32:].hex() == (

@@ -119,7 +119,10 @@ def refuse_receive(endpoint: Endpoint, message: Message) -> None:
 @pytest.mark.parametrize("sender", Role)
 @pytest.mark.parametrize("phase", Phase)
 def test_every_move_of_the_connection(phase: Phase, sender: Role) -> None:
-    """[S-1] [S-2] [H-1] Each type on stream 0 in each state, sent and received."""
+    """Each type on stream 0 in each state, sent and received.
+
+    [S-1] [S-2] [S-7] [S-12] [H-1] [H-9] [H-10] [K-20]
+    """
     for frame_type in FrameType:
         message = on_stream(frame_type, 0)
         target = CONNECTION_TABLE[phase.name].get((sender, frame_type))
@@ -175,7 +178,7 @@ def stream_pair(phase: StreamPhase) -> EndpointPair:
 @pytest.mark.parametrize("sender", Role)
 @pytest.mark.parametrize("phase", StreamPhase)
 def test_every_move_of_a_stream(phase: StreamPhase, sender: Role) -> None:
-    """[S-1] [S-2] [S-5] [S-6] Each type on stream 1 in each state, sent and received."""
+    """[S-1] [S-2] [S-5] [S-6] [S-7] [O-14] [O-32] Each type on stream 1 in each state, sent and received."""
     for frame_type in FrameType:
         message = on_stream(frame_type, 1)
         target = STREAM_TABLE[phase.name].get((sender, frame_type))
@@ -202,7 +205,7 @@ def test_every_move_of_a_stream(phase: StreamPhase, sender: Role) -> None:
 
 @pytest.mark.parametrize("phase", [p for p in Phase if p not in (Phase.OPEN, Phase.DRAINING, Phase.CLOSED)])
 def test_streams_exist_only_while_the_connection_is_open(phase: Phase) -> None:
-    """[S-3] [H-1] [K-5] Before WELCOME nobody, after BYE only the server sends on a stream."""
+    """[S-3] [H-9] [K-5] [K-17] Before WELCOME nobody, after BYE only the server sends on a stream."""
     for sender, message in ((Role.DEVICE, make_data()), (Role.SERVER, example(FrameType.ACK))):
         us, them = (side(EndpointPair.attached(), role) for role in (sender, sender.peer))
         us.phase = them.phase = phase

@@ -81,7 +81,7 @@ def refused_by_device(pair: StreamPair, message: Message, code: ErrorCode) -> No
 
 
 def test_whole_batches_are_charged_alike_on_both_ends() -> None:
-    """[C-1] DATA, COMMIT and BLOB cost their whole frame, ABORT and the rest nothing."""
+    """[C-1] [C-6] DATA, COMMIT and BLOB cost their whole frame, ABORT and the rest nothing."""
     pair = attached()
     total = 0
     for message in [*make_batch(1), example(FrameType.BLOB)]:
@@ -99,7 +99,10 @@ def test_whole_batches_are_charged_alike_on_both_ends() -> None:
 
 
 def test_first_byte_beyond_the_credit_is_refused() -> None:
-    """[C-3] The exact size passes, one byte less credit does not; a refused send charges nothing."""
+    """The exact size passes, one byte less credit does not; a refused send charges nothing.
+
+    [C-3] [C-10] [C-11]
+    """
     message = make_data()
     pair = attached(message.frame_size() - 1)
     assert not pair.device.has_credit(message, message.frame_size())
@@ -112,17 +115,16 @@ def test_first_byte_beyond_the_credit_is_refused() -> None:
 
 
 def test_batch_number_beyond_the_credit_is_refused() -> None:
-    """[C-3] [F-9] The last batch passes, the next does not; a BLOB belongs to no batch, whatever its seq."""
+    """[C-3] [C-9] [C-10] The last batch passes, the next does not; a BLOB belongs to no batch."""
     pair = attached(last=2)
     refused_by_device(pair, make_data(3), ErrorCode.FLOW_CONTROL)
     refused_by_server(pair, make_data(3), ErrorCode.FLOW_CONTROL)
     assert pair.up(make_data(2))
-    for seq in (0, 7):
-        assert pair.up(Blob(stream=1, seq=seq, digest=bytes(32), total=1, offset=0, payload=b"x"))
+    assert pair.up(Blob(stream=1, digest=bytes(32), total=1, offset=0, payload=b"x"))
 
 
 def test_nothing_is_granted_before_credit_came() -> None:
-    """[C-2] Right after OPENED both figures are 0."""
+    """[C-7] Right after OPENED both figures are 0."""
     pair = StreamPair()
     pair.up(Open(stream=1, session=SESSION))
     pair.down(Opened(stream=1, session=SESSION, epoch=1))
@@ -141,7 +143,7 @@ def test_aborted_batches_stay_charged() -> None:
 
 
 def test_refused_parts_change_nothing_on_the_sending_side() -> None:
-    """[S-1] After a refusal the right part can still be sent."""
+    """[S-7] [C-11] After a refusal the right part can still be sent."""
     pair = attached()
     assert pair.up(make_data(1, 0, bytes(4), values=2))
     refused_by_device(pair, make_data(2), ErrorCode.PROTOCOL)
@@ -155,7 +157,7 @@ def test_refused_parts_change_nothing_on_the_sending_side() -> None:
 
 
 def test_broken_batches_are_refused_by_the_receiver() -> None:
-    """[B-2] [B-4] [B-7] [B-9] [O-6] The receiver checks what the sender should have checked."""
+    """[B-18] [B-20] [B-24] [B-26] [W-1] [O-23] The receiver checks what the sender should have checked."""
     refused_by_server(attached(), make_batch(1)[-1], ErrorCode.PROTOCOL)
     refused_by_server(attached(), make_data(1, 0, bytes(4), offset=4), ErrorCode.PROTOCOL)
     refused_by_server(attached(), make_data(1, 0, bytes(9), values=2), ErrorCode.SCHEMA_MISMATCH)
@@ -168,7 +170,7 @@ def test_broken_batches_are_refused_by_the_receiver() -> None:
 
 
 def test_limits_come_from_the_options() -> None:
-    """[L-5] [L-6] Batch and blob limits are those of the endpoint."""
+    """[L-5] [L-6] [W-2] Batch and blob limits are those of the endpoint."""
     pair = StreamPair(Limits(batch=16384, blob=16384))
     pair.attach()
     refused_by_server(pair, make_data(1, 0, values=4097), ErrorCode.LIMIT)
@@ -183,7 +185,7 @@ def test_limits_come_from_the_options() -> None:
 
 
 def test_a_blob_goes_up_while_weights_come_down() -> None:
-    """[W-1] [W-6] The two files, and the open batch, do not disturb one another."""
+    """[W-6] [W-12] The two files, and the open batch, do not disturb one another."""
     pair = attached()
     for offset in (0, 1, 2):
         assert pair.up(Blob(stream=1, digest=b"b" * 32, total=3, offset=offset, payload=b"x"))
@@ -192,7 +194,7 @@ def test_a_blob_goes_up_while_weights_come_down() -> None:
 
 
 def test_error_of_one_batch_leaves_the_stream() -> None:
-    """[S-4] [E-1] With a seq the stream goes on, without one it has failed."""
+    """[S-4] [E-6] With a seq the stream goes on, without one it has failed."""
     pair = attached()
     pair.up(make_data(1))
     assert pair.down(Error(stream=1, seq=1, code=ErrorCode.NON_FINITE))
@@ -216,7 +218,7 @@ def test_error_of_one_batch_is_not_the_devices_to_send() -> None:
 
 
 def test_error_with_a_number_while_opening_refuses_the_session() -> None:
-    """[S-4] [O-2] In OPENING there is no batch that the error could be about."""
+    """[S-9] [O-15] In OPENING there is no batch that the error could be about."""
     pair = StreamPair()
     pair.up(Open(stream=1, session=SESSION))
     assert pair.down(Error(stream=1, seq=3, code=ErrorCode.SESSION_UNKNOWN))
@@ -225,7 +227,7 @@ def test_error_with_a_number_while_opening_refuses_the_session() -> None:
 
 
 def test_opened_that_is_finished() -> None:
-    """[O-6] A session whose training is over takes no more batches."""
+    """[O-26] A session whose training is over takes no more batches."""
     pair = StreamPair()
     pair.attach(finished=True)
     assert pair.phases() == {StreamPhase.FINISHING}
@@ -234,7 +236,7 @@ def test_opened_that_is_finished() -> None:
 
 
 def test_training_may_end_before_this_attachment_sent_finish() -> None:
-    """[O-7] An earlier attachment sent FINISH; both ends agree, even if a second FINISH crosses."""
+    """[O-27] An earlier attachment sent FINISH; both ends agree, even if a second FINISH crosses."""
     pair = attached()
     finished = example(FrameType.FINISHED)
     assert pair.down(finished)
@@ -246,7 +248,7 @@ def test_training_may_end_before_this_attachment_sent_finish() -> None:
 
 
 def test_late_frames_after_a_failure_are_ignored_but_charged() -> None:
-    """[S-5] The server reads what was under way: no events, no batch rules, but credit holds."""
+    """[S-5] [S-10] The server reads what was under way: no events, no batch rules, but credit holds."""
     pair = attached()
     pair.server.sent(Error(stream=1, code=28), 40)
     late: list[Message] = [make_data(5, 0, bytes(4), offset=4), make_batch(9)[-1], example(FrameType.BLOB)]
@@ -262,7 +264,7 @@ def test_late_frames_after_a_failure_are_ignored_but_charged() -> None:
 
 
 def test_late_frames_after_detach_are_ignored() -> None:
-    """[S-6] [O-9] The device reads what was under way, whatever order its parts are in."""
+    """[S-6] [O-36] The device reads what was under way, whatever order its parts are in."""
     pair = attached()
     pair.device.sent(Detach(stream=1), 40)
     late: list[Message] = [
@@ -280,7 +282,7 @@ def test_late_frames_after_detach_are_ignored() -> None:
 
 
 def test_error_and_detach_cross() -> None:
-    """[O-9] [S-5] The device leaves while the server reports a failure: both end in IDLE."""
+    """[O-9] [S-5] [S-11] The device leaves while the server reports a failure: both end in IDLE."""
     pair = attached()
     error, leave = Error(stream=1, code=28), Detach(stream=1)
     pair.server.sent(error, 40)

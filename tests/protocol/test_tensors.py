@@ -16,7 +16,7 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("fmt", list(Format))
 def test_size_is_the_packed_size(fmt: Format) -> None:
-    """[B-5] The header gives the exact bytes of the packed tensor."""
+    """[B-22] The header gives the exact bytes of the packed tensor."""
     block = 64 if fmt.is_block else 0
     header = TensorHeader(fmt, block, (3, 70))
     assert header.values == 210

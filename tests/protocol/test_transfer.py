@@ -43,7 +43,7 @@ def refused_data(transfer: BatchTransfer, message: Data, code: ErrorCode) -> str
 
 
 def test_whole_batches_follow_one_another() -> None:
-    """[B-2] [B-4] [B-9] Batches of several tensors in several parts pass, in any order of tensors."""
+    """[B-2] [B-4] [B-9] [B-23] Batches of several tensors in several parts pass, in any order of tensors."""
     transfer = BatchTransfer(1000)
     for seq in (1, 2, 3):
         messages = make_batch(seq)
@@ -57,7 +57,7 @@ def test_whole_batches_follow_one_another() -> None:
 
 
 def test_a_part_out_of_order_changes_nothing() -> None:
-    """[B-4] A gap, an overlap, a repetition and another tensor's part are refused."""
+    """[B-4] [B-18] A gap, an overlap, a repetition and another tensor's part are refused."""
     transfer = BatchTransfer(1000)
     transfer.data(make_data(1, 0, bytes(8), values=8))
     for offset in (4, 12, 24):
@@ -68,13 +68,13 @@ def test_a_part_out_of_order_changes_nothing() -> None:
 
 
 def test_a_continuation_without_a_beginning() -> None:
-    """[B-4] [B-5] A batch cannot begin in the middle of a tensor."""
+    """[B-18] A batch cannot begin in the middle of a tensor."""
     text = refused_data(BatchTransfer(99), make_data(1, 0, bytes(4), offset=4), ErrorCode.PROTOCOL)
     assert text == "tap 0 does not continue at 4; parts come in order"
 
 
 def test_overlong_tensor() -> None:
-    """[B-4] A tensor that outgrows its size is refused, in its first part and later."""
+    """[B-20] A tensor that outgrows its size is refused, in its first part and later."""
     transfer = BatchTransfer(1000)
     refused_data(transfer, make_data(1, 0, bytes(12), values=2), ErrorCode.SCHEMA_MISMATCH)
     transfer.data(make_data(1, 0, bytes(4), values=2))
@@ -83,7 +83,7 @@ def test_overlong_tensor() -> None:
 
 
 def test_short_tensor() -> None:
-    """[B-4] [B-9] The next tensor, and COMMIT, wait for the open tensor's last byte."""
+    """[B-19] [B-25] The next tensor, and COMMIT, wait for the open tensor's last byte."""
     transfer = BatchTransfer(1000)
     transfer.data(make_data(1, 0, bytes(4), values=2))
     text = refused_data(transfer, make_data(1, 1), ErrorCode.SCHEMA_MISMATCH)
@@ -102,7 +102,7 @@ def test_tensor_sent_twice() -> None:
 
 
 def test_another_batch_before_the_end() -> None:
-    """[B-2] One batch is open at a time."""
+    """[B-16] One batch is open at a time."""
     transfer = BatchTransfer(1000)
     transfer.data(make_data(1, 0))
     for seq in (2, 9):
@@ -110,7 +110,7 @@ def test_another_batch_before_the_end() -> None:
 
 
 def test_batch_limit_is_checked_when_a_tensor_begins() -> None:
-    """[B-7] [L-5] What counts is what the headers announce, not what was stored."""
+    """[B-7] [B-24] [L-5] What counts is what the headers announce, not what was stored."""
     transfer = BatchTransfer(100)
     huge = Data(
         stream=1, seq=1, tensor=0, offset=0, format=Format.F32, block=0, shape=(2**31 - 1,) * 8, payload=b"1"
@@ -144,7 +144,7 @@ def test_checksum_covers_the_order_of_parts() -> None:
 
 
 def test_commit_of_a_batch_that_is_not_open() -> None:
-    """[B-2] [B-9] No batch, another batch, and the same batch a second time."""
+    """[B-2] [B-26] No batch, another batch, and the same batch a second time."""
     transfer = BatchTransfer(1000)
     *parts, commit = make_batch(1)
     assert isinstance(commit, Commit)
@@ -156,7 +156,7 @@ def test_commit_of_a_batch_that_is_not_open() -> None:
 
 
 def test_abort_frees_the_number() -> None:
-    """[B-10] The batch can be sent again; ABORT of another one changes nothing."""
+    """[B-10] [B-27] The batch can be sent again; ABORT of another one changes nothing."""
     transfer = BatchTransfer(1000)
     transfer.abort(Abort(stream=1, seq=1))
     run(transfer, *make_batch(1)[:2])
@@ -168,7 +168,7 @@ def test_abort_frees_the_number() -> None:
 
 
 def test_finish_only_between_batches() -> None:
-    """[O-6] An open batch could never end after FINISH."""
+    """[O-23] An open batch could never end after FINISH."""
     transfer = BatchTransfer(1000)
     transfer.finish()
     transfer.data(make_data(1))
@@ -181,7 +181,7 @@ def blob(offset: int, size: int = 4, *, total: int = 8, digest: bytes = bytes(32
 
 
 def test_files_in_order() -> None:
-    """[W-1] [W-3] Parts in order, then another file, or the same one again."""
+    """[W-1] [W-3] [W-8] Parts in order, then another file, or the same one again."""
     transfer = FileTransfer(8)
     for part in (blob(0), blob(4), blob(0, 8), blob(0), blob(4), blob(0, 2, total=3, digest=b"x" * 32)):
         transfer.part(part)
@@ -212,6 +212,19 @@ def test_part_out_of_order(wrong: Blob) -> None:
 def test_file_cannot_begin_in_the_middle() -> None:
     """[W-1] The first part is at offset 0."""
     refused(ErrorCode.PROTOCOL, lambda: FileTransfer(100).part(blob(4)))
+
+
+def test_steps_are_the_same_in_all_parts_of_the_weights() -> None:
+    """[W-11] Weights of two moments do not mix; another file may have other steps."""
+
+    def part(offset: int, steps: int) -> Weights:
+        return Weights(stream=1, digest=bytes(32), total=8, offset=offset, steps=steps, payload=bytes(4))
+
+    transfer = FileTransfer(100)
+    transfer.part(part(0, 1))
+    refused(ErrorCode.PROTOCOL, lambda: transfer.part(part(4, 2)))
+    transfer.part(part(4, 1))
+    transfer.part(part(0, 2))
 
 
 def test_file_limit_is_checked_at_the_first_part() -> None:

@@ -1,0 +1,61 @@
+"""The whole server: a gateway with its sessions behind a listening socket."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import ssl
+from collections.abc import AsyncIterator, Mapping
+
+from .. import transport
+from ..options import Limits, Timeouts
+from ..transport import Address, Server
+from .gateway import Gateway
+
+__all__ = ["serve"]
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    address: str | Address,
+    *,
+    keys: Mapping[str, bytes],
+    directory: pathlib.Path,
+    device: str = "cpu",
+    tls: ssl.SSLContext | None = None,
+    timeouts: Timeouts | None = None,
+    limits: Limits | None = None,
+) -> AsyncIterator[Server]:
+    """Run a server for the time of an ``async with`` block.
+
+    On entry it loads the sessions of ``directory`` and goes on training those that need no device. On
+    exit it stops in order: no new connections, a goodbye to each device, the step under way is
+    finished, a checkpoint of each session.
+
+    Args:
+        address: where to listen; port 0 lets the system choose, see :attr:`Server.address`.
+        keys: key of each tenant, from :func:`mobillm.protocol.derive_key`.
+        directory: where sessions, activation logs and blobs are kept.
+        device: torch device to train on.
+        tls: TLS context; None speaks plain TCP.
+        timeouts: bounds of every wait.
+        limits: bounds of everything held.
+
+    Raises:
+        ConfigError: the address is malformed, or asks for TLS without a context.
+        OSError: the address cannot be listened on, or the directory cannot be used.
+
+    """
+    limits = limits or Limits()
+    gateway = Gateway(directory, limits=limits, device=device)
+    try:
+        await gateway.restore()
+        server = await transport.serve(
+            gateway.handle, address, keys=keys, tls=tls, timeouts=timeouts, limits=limits
+        )
+        try:
+            yield server
+        finally:
+            await server.close()
+    finally:
+        await gateway.close()

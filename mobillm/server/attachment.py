@@ -1,0 +1,284 @@
+"""A session attached to a stream of a connection: what the device sends, and what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from ..errors import ConfigError, ConnectionClosed, ErrorCode, MobiLLMError, StorageError
+from ..options import Limits
+from ..protocol import (
+    HEADER_SIZE,
+    Abort,
+    Ack,
+    Blob,
+    Commit,
+    Credit,
+    Data,
+    Error,
+    Eval,
+    Evaluated,
+    Finish,
+    Finished,
+    Gap,
+    Message,
+    Metrics,
+    Pull,
+    Stored,
+    Weights,
+)
+from ..transport import Connection
+from .batch import BatchBuilder
+from .blobs import BlobStore, BlobUpload
+from .session import SPAN_RECEIVE, Observer, Session
+
+__all__ = ["Attachment"]
+
+logger = logging.getLogger("mobillm.server")
+
+# EVAL and PULL requests of one stream that may wait for their answer.
+MAX_ANSWERS = 8
+
+
+class Attachment(Observer):
+    """The conversation of one session on one stream.
+
+    Args:
+        session: the session.
+        connection: the device's connection.
+        stream: the stream's number.
+        blobs: where blobs are kept.
+        limits: the server's limits.
+
+    """
+
+    def __init__(
+        self, session: Session, connection: Connection, stream: int, blobs: BlobStore, limits: Limits
+    ) -> None:
+        self.session = session
+        self.stream = stream
+        self._connection = connection
+        self._blobs = blobs
+        self._limits = limits
+        self._builder = BatchBuilder()
+        self._begun = 0  # microseconds, when the open batch began
+        self._upload: BlobUpload | None = None
+        self._answers: set[asyncio.Task[None]] = set()
+        self._answering = asyncio.Lock()  # one at a time, in order
+        self.active = True
+
+    @property
+    def missing(self) -> tuple[bytes, ...]:
+        """Digests of blobs that the session needs and the server lacks."""
+        head = self.session.spec.head
+        if head is None or self._blobs.has(bytes.fromhex(head)):
+            return ()
+        return (bytes.fromhex(head),)
+
+    async def start(self) -> None:
+        """Start the session if nothing is missing; tell the device how far it may go."""
+        if self.missing:
+            self._grant()
+            return
+        head = self.session.spec.head
+        blob = None
+        if head is not None:
+            blob = await self.session.workers.write(self._blobs.read, bytes.fromhex(head))
+        await self.session.start(blob)
+        self.acknowledge()
+        if self.session.finished is not None:
+            self.finish(self.session.finished)
+
+    async def close(self) -> None:
+        """Leave the session: it goes on without the device."""
+        self.active = False
+        if self.session.observer is self:
+            self.session.observer = Observer()
+        if self._upload is not None:
+            self._upload.discard()
+        for task in self._answers:
+            task.cancel()
+        await asyncio.gather(*self._answers, return_exceptions=True)
+
+    # What the device sends.
+
+    async def receive(self, message: Message) -> None:
+        """Act on one message of the stream; after its end, messages that were under way change nothing."""
+        if not self.active:
+            return
+        try:
+            if isinstance(message, Data):
+                self._receive_data(message)
+            elif isinstance(message, Commit):
+                await self._commit(message)
+            elif isinstance(message, Abort):
+                if message.seq == self._builder.seq:
+                    self._builder.clear()
+                    self._begun = 0
+                self._grant()
+            elif isinstance(message, Blob):
+                await self._store(message)
+            elif isinstance(message, Finish):
+                await self.session.finish(message.seq)
+            elif isinstance(message, Eval):
+                self._answer(self._evaluate)
+            elif isinstance(message, Pull):
+                self._answer(self._send_weights)
+        except StorageError as exc:
+            logger.error("! session %s: %s", self.session.id.hex(), exc)
+            self.fail(ErrorCode.STORAGE_FULL, "the server cannot store this session's data")
+        except ConnectionClosed:
+            raise
+        except MobiLLMError as exc:
+            self.fail(ErrorCode.SCHEMA_MISMATCH, str(exc))
+
+    def _receive_data(self, message: Data) -> None:
+        if not self._begun:
+            self._begun = time.monotonic_ns() // 1000
+        self._builder.add(message)
+        if not self.session.held and self._connection.endpoint.credit(self.stream) < self._largest:
+            self._grant()
+
+    async def _commit(self, message: Commit) -> None:
+        batch = self._builder.build(message)
+        begun, self._begun = self._begun, 0
+        session = self.session
+        expected = session.received + 1
+        if message.seq > expected:
+            self._connection.post(Gap(stream=self.stream, seq=message.seq, expected=expected))
+        if message.seq != expected:
+            if session.is_other(message.seq, message.checksum):
+                self.fail(ErrorCode.SEQ_REUSE, f"batch {message.seq} was sent before with other bytes")
+            self.acknowledge()
+            return
+        if session.last is not None:
+            raise ConfigError("COMMIT.seq", message.seq, f"no batch after the last one, {session.last}")
+        try:
+            batch.check(session.spec)
+        except ConfigError as exc:
+            # The stream goes on: the device may send another batch with this number.
+            text = f"batch {message.seq}: {exc}"
+            self._post(
+                Error(stream=self.stream, seq=message.seq, code=ErrorCode.SCHEMA_MISMATCH, text=text[:512])
+            )
+            self._grant()
+            return
+        session.add_span((SPAN_RECEIVE, batch.seq, begun, time.monotonic_ns() // 1000 - begun))
+        await session.put(batch)
+
+    @property
+    def _largest(self) -> int:
+        return self._limits.frame + HEADER_SIZE
+
+    def _grant(self) -> None:
+        """Tell the device how far it may go; what it sends is bounded by memory that is free now.
+
+        A batch that is larger than the whole window is let through alone, one frame after another.
+        """
+        session = self.session
+        room = self._limits.queue - session.held - self._builder.held
+        if not session.held:
+            room = max(room, self._largest)
+        self._post(
+            Credit(
+                stream=self.stream,
+                offset=self._connection.endpoint.credit_used(self.stream) + max(0, room),
+                last=session.applied + self._limits.batches,
+            )
+        )
+
+    async def _store(self, message: Blob) -> None:
+        workers = self.session.workers
+        if self._upload is None:
+            # Another device may have stored it meanwhile; this one was told to send it all the same.
+            if message.digest.hex() != self.session.spec.head:
+                raise ConfigError("BLOB.digest", message.digest.hex(), "the digest that the spec names")
+            self._upload = await workers.write(BlobUpload, self._blobs, message)
+        if await workers.write(self._upload.add, message):
+            self._upload = None
+            self._post(Stored(stream=self.stream, digest=message.digest))
+            await self.start()
+        else:
+            self._grant()
+
+    def _answer(self, work: Callable[[], Awaitable[None]]) -> None:
+        if len(self._answers) >= MAX_ANSWERS:
+            self.fail(ErrorCode.CALM, f"more than {MAX_ANSWERS} requests wait for an answer")
+            return
+        task = asyncio.get_running_loop().create_task(self._guard(work))
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            async with self._answering:
+                await work()
+        except ConnectionClosed:
+            pass  # nobody is left to answer
+        except StorageError as exc:
+            logger.error("! session %s: %s", self.session.id.hex(), exc)
+            self.fail(ErrorCode.STORAGE_FULL, "the server cannot read this session's data")
+        except MobiLLMError as exc:
+            self.fail(ErrorCode.SCHEMA_MISMATCH, str(exc))
+        except Exception:
+            logger.exception("! session %s: an answer failed", self.session.id.hex())
+            self.fail(ErrorCode.INTERNAL, "the server failed; its log says why")
+
+    async def _evaluate(self) -> None:
+        steps, values = await self.session.evaluate()
+        samples = int(values.pop("count"))
+        await self._connection.send(
+            Evaluated(stream=self.stream, steps=steps, samples=samples, values=values)
+        )
+
+    async def _send_weights(self) -> None:
+        steps, data = await self.session.weights()
+        digest = hashlib.sha256(data).digest()
+        view = memoryview(data)
+        for offset in range(0, len(view), self._limits.chunk):
+            await self._connection.send(
+                Weights(
+                    stream=self.stream,
+                    digest=digest,
+                    total=len(view),
+                    offset=offset,
+                    steps=steps,
+                    payload=view[offset : offset + self._limits.chunk],
+                )
+            )
+
+    # What the device is told.
+
+    def acknowledge(self) -> None:
+        """Send ACK, and CREDIT for what training has released."""
+        session = self.session
+        self._post(
+            Ack(
+                stream=self.stream,
+                received=session.received,
+                durable=session.durable,
+                applied=session.applied,
+            )
+        )
+        self._grant()
+
+    def report(self, metrics: Metrics) -> None:
+        """Send METRICS."""
+        self._post(dataclasses.replace(metrics, stream=self.stream))
+
+    def finish(self, finished: Finished) -> None:
+        """Send FINISHED."""
+        self._post(Finished(stream=self.stream, steps=finished.steps, loss=finished.loss))
+
+    def fail(self, code: ErrorCode, text: str) -> None:
+        """End the stream with an error; the session itself stays."""
+        self._post(Error(stream=self.stream, code=code, text=text[:512]))
+        self.active = False
+
+    def _post(self, message: Message) -> None:
+        if self.active and self._connection.is_open:
+            self._connection.post(message)

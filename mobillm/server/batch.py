@@ -1,0 +1,155 @@
+"""Batches as the server holds them: packed, exactly as they were received."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..codec import check_headers, unpack
+from ..errors import ConfigError
+from ..formats import row_size
+from ..protocol import LENGTHS, TARGETS, Commit, Data, TensorHeader
+from ..spec import SessionSpec
+
+__all__ = ["Batch", "BatchBuilder", "Slice", "join"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """One whole batch.
+
+    Attributes:
+        seq: its number.
+        samples: how many samples it holds.
+        heldout: whether it is kept for evaluation only.
+        headers: header of each tensor, by tensor number.
+        payloads: packed bytes of each tensor, by tensor number.
+
+    """
+
+    seq: int
+    samples: int
+    heldout: bool
+    headers: Mapping[int, TensorHeader]
+    payloads: Mapping[int, bytes | memoryview]
+
+    @property
+    def size(self) -> int:
+        """Packed bytes of all tensors."""
+        return sum(header.size for header in self.headers.values())
+
+    def lengths(self) -> list[int]:
+        """Return the tokens of each sample."""
+        lengths: list[int] = unpack(self.headers[LENGTHS], self.payloads[LENGTHS]).tolist()
+        return lengths
+
+    def check(self, spec: SessionSpec) -> None:
+        """Check the batch against its session's spec.
+
+        Raises:
+            ConfigError: a tensor is missing, superfluous, or does not fit the spec or the others.
+
+        """
+        check_headers(spec, self.headers, self.samples)
+        lengths = self.lengths()
+        tokens = self.headers[0].shape[0]
+        if min(lengths) < 1 or sum(lengths) != tokens:
+            raise ConfigError(
+                "lengths", f"a sum of {sum(lengths)}", f"positive lengths with the sum {tokens}"
+            )
+        if spec.task == "regression":
+            if not np.isfinite(unpack(self.headers[TARGETS], self.payloads[TARGETS])).all():
+                raise ConfigError("targets", "a value that is not finite", "finite numbers")
+            return
+        targets = unpack(self.headers[TARGETS], self.payloads[TARGETS])
+        wrong = (targets < 0) | (targets >= spec.outputs)
+        if spec.task == "causal-lm":
+            wrong &= targets != -100
+        if wrong.any():
+            raise ConfigError("targets", int(targets[wrong][0]), f"numbers from 0 to {spec.outputs - 1}")
+
+
+class BatchBuilder:
+    """Collect the parts of one batch after another; the protocol core has checked their order.
+
+    Attributes:
+        seq: number of the open batch; 0 when there is none.
+        held: payload bytes of the open batch.
+
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def add(self, message: Data) -> None:
+        """Take one part in."""
+        self.seq = message.seq
+        self.held += len(message.payload)
+        if message.shape is not None:
+            self._headers[message.tensor] = message.header()
+            self._parts[message.tensor] = []
+        self._parts[message.tensor].append(message.payload)
+
+    def build(self, message: Commit) -> Batch:
+        """Return the batch that COMMIT ends, and begin anew."""
+        payloads = {tensor: _joined(parts) for tensor, parts in self._parts.items()}
+        batch = Batch(message.seq, message.samples, message.heldout, self._headers, payloads)
+        self.clear()
+        return batch
+
+    def clear(self) -> None:
+        """Forget what has been collected."""
+        self.seq = 0
+        self.held = 0
+        self._headers: dict[int, TensorHeader] = {}
+        self._parts: dict[int, list[bytes | memoryview]] = {}
+
+
+def _joined(parts: list[bytes | memoryview]) -> bytes | memoryview:
+    return parts[0] if len(parts) == 1 else memoryview(bytearray().join(parts))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slice:
+    """One sample of a batch: which sample it is and which rows of the taps are its tokens."""
+
+    batch: Batch
+    sample: int
+    start: int
+    stop: int
+
+
+def join(slices: Sequence[Slice], *, targets_by_token: bool) -> Batch:
+    """Make a batch of samples of other batches without unpacking them.
+
+    Rows of a packed tensor do not depend on one another (``formats``), so they are copied as bytes.
+
+    Args:
+        slices: samples of batches of one session, all packed alike.
+        targets_by_token: whether there is a target for each token, not for each sample.
+
+    """
+    first = slices[0].batch
+    headers: dict[int, TensorHeader] = {}
+    payloads: dict[int, bytes | memoryview] = {}
+    for tensor in first.headers:
+        by_token = targets_by_token if tensor == TARGETS else tensor != LENGTHS
+        headers[tensor], payloads[tensor] = _join_rows(slices, tensor, by_token)
+    return Batch(0, len(slices), False, headers, payloads)
+
+
+def _join_rows(slices: Sequence[Slice], tensor: int, by_token: bool) -> tuple[TensorHeader, memoryview]:
+    header = slices[0].batch.headers[tensor]
+    # A tensor of rank 1 is one packed row; ``check_headers`` lets only plain formats be used for those.
+    width = 1 if len(header.shape) == 1 else header.shape[1]
+    size = row_size(header.format, header.block, width)
+    parts = []
+    rows = 0
+    for item in slices:
+        start, stop = (item.start, item.stop) if by_token else (item.sample, item.sample + 1)
+        parts.append(memoryview(item.batch.payloads[tensor])[start * size : stop * size])
+        rows += stop - start
+    shape = (rows, *header.shape[1:])
+    return TensorHeader(header.format, header.block, shape), memoryview(bytearray().join(parts))

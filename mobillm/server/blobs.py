@@ -1,0 +1,112 @@
+"""Content-addressed blobs: LM heads that many sessions share, uploaded once and checked by their hash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+
+from ..errors import ConfigError, StorageError
+from ..protocol import Blob
+from .files import sync_directory
+
+__all__ = ["BlobStore", "BlobUpload"]
+
+
+class BlobStore:
+    """A directory of blobs, each named by its SHA-256.
+
+    Args:
+        directory: made if there is none; what uploads that broke off have left in it is deleted.
+
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for part in directory.glob("*.part"):
+            part.unlink(missing_ok=True)
+
+    def path(self, digest: bytes) -> pathlib.Path:
+        """Return where the blob with this digest is or would be."""
+        return self.directory / digest.hex()
+
+    def has(self, digest: bytes) -> bool:
+        """Tell whether the blob is there."""
+        return self.path(digest).is_file()
+
+    def read(self, digest: bytes) -> bytes:
+        """Return a blob.
+
+        Raises:
+            StorageError: it is not there, or its content does not have its digest.
+
+        """
+        try:
+            data = self.path(digest).read_bytes()
+        except OSError as exc:
+            raise StorageError(f"blob {digest.hex()} cannot be read: {exc.strerror}") from exc
+        if hashlib.sha256(data).digest() != digest:
+            raise StorageError(f"{self.path(digest)} is damaged; delete it, devices upload it again")
+        return data
+
+
+class BlobUpload:
+    """A blob on its way in; the protocol core has checked the order of its parts.
+
+    Args:
+        store: where it will be.
+        first: its first part.
+
+    Raises:
+        StorageError: the disk is full or broken.
+
+    """
+
+    def __init__(self, store: BlobStore, first: Blob) -> None:
+        self.digest = first.digest
+        self.total = first.total
+        self._store = store
+        self._hash = hashlib.sha256()
+        self._count = 0
+        # Two devices may upload the same blob at once; each writes its own file.
+        self._beside = store.path(first.digest).with_suffix(f".{os.urandom(8).hex()}.part")
+        try:
+            self._file = open(self._beside, "xb")  # noqa: SIM115 (open across calls; closed by finish or discard)
+        except OSError as exc:
+            raise StorageError(f"{self._beside} cannot be written: {exc.strerror}") from exc
+
+    def add(self, part: Blob) -> bool:
+        """Write one part; return whether the blob is now whole and stored.
+
+        Raises:
+            StorageError: the disk is full or broken.
+            ConfigError: the content does not have its digest.
+
+        """
+        try:
+            self._file.write(part.payload)
+            self._hash.update(part.payload)
+            self._count += len(part.payload)
+            if self._count < self.total:
+                return False
+            if self._hash.digest() != self.digest:
+                self.discard()
+                seen = self._hash.hexdigest()
+                raise ConfigError("blob", seen, f"content with the SHA-256 {self.digest.hex()}")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._beside, self._store.path(self.digest))
+            sync_directory(self._store.directory)
+        except OSError as exc:
+            self.discard()
+            raise StorageError(f"{self._beside} cannot be written: {exc.strerror}") from exc
+        return True
+
+    def discard(self) -> None:
+        """Give the upload up and delete what was written."""
+        with contextlib.suppress(OSError):  # closing writes what is still buffered
+            self._file.close()
+        self._beside.unlink(missing_ok=True)

@@ -1,0 +1,161 @@
+"""Connections to sessions: who may open what, and which sessions there are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+
+from ..errors import ConfigError, ConnectionClosed, ErrorCode, MobiLLMError, StorageError
+from ..options import Limits
+from ..protocol import Bye, Detach, Error, Message, Open, Opened
+from ..spec import SessionSpec
+from ..transport import Connection
+from .attachment import Attachment
+from .blobs import BlobStore
+from .session import Session
+from .store import SessionStore
+from .workers import Workers
+
+__all__ = ["Gateway"]
+
+logger = logging.getLogger("mobillm.server")
+
+
+class Gateway:
+    """All sessions of a server, and the handler of its connections.
+
+    Args:
+        directory: where everything is kept.
+        limits: the server's limits.
+        device: torch device to train on.
+
+    """
+
+    def __init__(self, directory: pathlib.Path, *, limits: Limits, device: str = "cpu") -> None:
+        self.limits = limits
+        self.device = device
+        self.sessions: dict[bytes, Session] = {}
+        self._directory = directory / "sessions"
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._blobs = BlobStore(directory / "blobs")
+        self._workers = Workers()
+        self._attachments: dict[bytes, Attachment] = {}
+
+    async def restore(self) -> None:
+        """Load all sessions from the disk and go on training those that are complete but not finished."""
+        for directory in sorted(self._directory.iterdir()):
+            try:
+                session = await self._workers.write(self._load, directory)
+                self.sessions[session.id] = session
+                if session.last is not None and session.finished is None:
+                    head, blob = session.spec.head, None
+                    if head is not None:
+                        blob = await self._workers.write(self._blobs.read, bytes.fromhex(head))
+                    await session.start(blob)
+            except (MobiLLMError, ValueError, OSError) as exc:
+                logger.error("! %s is left alone: %s", directory, exc)
+
+    def _load(self, directory: pathlib.Path) -> Session:
+        return Session(bytes.fromhex(directory.name), SessionStore(directory), self._workers, self.device)
+
+    async def close(self) -> None:
+        """Write a checkpoint of each session and end the threads."""
+        for session in self.sessions.values():
+            try:
+                await session.close()
+            except MobiLLMError as exc:
+                logger.error("! session %s: %s", session.id.hex(), exc)
+        self._workers.close()
+
+    async def handle(self, connection: Connection) -> None:
+        """Serve one connection until it ends."""
+        streams: dict[int, Attachment] = {}
+        try:
+            async for message in connection:
+                if isinstance(message, Bye):
+                    return
+                if isinstance(message, Open):
+                    await self._open(connection, message, streams)
+                elif isinstance(message, Detach):
+                    await self._detach(streams.pop(message.stream, None))
+                    connection.post(Detach(stream=message.stream))
+                elif message.stream in streams:
+                    await streams[message.stream].receive(message)
+        finally:
+            for attachment in streams.values():
+                await self._detach(attachment)
+
+    async def _detach(self, attachment: Attachment | None) -> None:
+        if attachment is None:
+            return
+        if self._attachments.get(attachment.session.id) is attachment:
+            del self._attachments[attachment.session.id]
+        await attachment.close()
+
+    async def _open(self, connection: Connection, message: Open, streams: dict[int, Attachment]) -> None:
+        try:
+            session = await self._find(connection.endpoint.tenant, message)
+        except StorageError as exc:
+            logger.error("! %s", exc)
+            self._refuse(connection, message, ErrorCode.STORAGE_FULL, "the server cannot store a session")
+            return
+        except ConfigError as exc:
+            self._refuse(connection, message, ErrorCode.SCHEMA_MISMATCH, str(exc))
+            return
+        if session is None:
+            self._refuse(connection, message, ErrorCode.SESSION_UNKNOWN, "there is no such session")
+            return
+        await self._attach(connection, message.stream, session, streams)
+
+    async def _attach(
+        self, connection: Connection, stream: int, session: Session, streams: dict[int, Attachment]
+    ) -> None:
+        await session.recover()
+        # The newest attachment wins: the device may have come back before its old link died. Another
+        # one may come while this one waits, so there is no wait between the last look and our entry.
+        while (old := self._attachments.pop(session.id, None)) is not None:
+            old.fail(ErrorCode.SESSION_TAKEN_OVER, "the session was attached to another connection")
+            await old.close()
+        session.epoch += 1
+        attachment = Attachment(session, connection, stream, self._blobs, self.limits)
+        self._attachments[session.id] = attachment
+        streams[stream] = attachment
+        session.observer = attachment
+        connection.post(
+            Opened(
+                stream=stream,
+                session=session.id,
+                epoch=session.epoch,
+                received=session.received,
+                durable=session.durable,
+                applied=session.applied,
+                missing=attachment.missing,
+                finished=session.finished is not None,
+            )
+        )
+        try:
+            await attachment.start()
+        except StorageError as exc:
+            logger.error("! session %s: %s", session.id.hex(), exc)
+            attachment.fail(ErrorCode.STORAGE_FULL, "the server cannot read this session's data")
+        except ConnectionClosed:
+            raise
+        except MobiLLMError as exc:
+            attachment.fail(ErrorCode.SCHEMA_MISMATCH, str(exc))
+
+    async def _find(self, tenant: str, message: Open) -> Session | None:
+        if message.session is not None:
+            session = self.sessions.get(message.session)
+            # Another tenant's session is as unknown as none at all.
+            return session if session is not None and session.tenant == tenant else None
+        spec = SessionSpec.from_map(message.spec)
+        session_id = os.urandom(16)
+        store = await self._workers.write(SessionStore.create, self._directory, session_id, tenant, spec)
+        session = Session(session_id, store, self._workers, self.device)
+        self.sessions[session_id] = session
+        logger.info("= %s: session %s opened, task %s", tenant, session_id.hex(), spec.task)
+        return session
+
+    def _refuse(self, connection: Connection, message: Message, code: ErrorCode, text: str) -> None:
+        connection.post(Error(stream=message.stream, code=code, text=text[:512]))

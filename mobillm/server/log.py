@@ -1,0 +1,273 @@
+"""The activation log: every batch of a session, packed as received, on the disk.
+
+One append-only file. A record is a header, a msgpack map and the tensors' packed bytes; each of the three
+has a CRC32C. The log is crash recovery and epoch cache at once: later epochs read it, and the device
+forwards each sample only once.
+
+A crash may leave any part of the records that were being written: all of those, and only those, are not
+durable yet. Each record names the offset at which its group (the records that one sync made durable)
+begins. So a damaged record is the torn end of the file unless a record of a later group follows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import mmap
+import os
+import pathlib
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import crc32c
+import msgpack
+
+from ..errors import StorageError
+from ..formats import Format
+from ..protocol import TensorHeader
+from .batch import Batch
+from .files import sync_directory
+
+__all__ = ["ActivationLog", "Entry"]
+
+# magic, version, map's length, payload's length, CRC32C of the map, CRC32C of the payload, offset of the
+# group; then CRC32C of all that
+RECORD = struct.Struct("<4sIIQIIQ")
+CRC = struct.Struct("<I")
+HEADER_SIZE = RECORD.size + CRC.size
+MAGIC = b"MLog"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a batch lies in the log.
+
+    Attributes:
+        seq, samples, heldout: of the batch.
+        lengths: tokens of each sample.
+        offset: of the record in the file.
+        meta_size, payload_size: of its two parts, in bytes.
+        checksum: CRC32C of the payloads, in the order they were sent.
+
+    """
+
+    seq: int
+    samples: int
+    heldout: bool
+    lengths: tuple[int, ...]
+    offset: int
+    meta_size: int
+    payload_size: int
+    checksum: int
+
+    @property
+    def end(self) -> int:
+        """Offset of the byte after the record."""
+        return self.offset + HEADER_SIZE + self.meta_size + self.payload_size
+
+
+class ActivationLog:
+    """The log of one session; used by one thread at a time for appending, by any for reading.
+
+    Args:
+        path: the file; made if there is none.
+
+    Raises:
+        StorageError: the file is damaged before its last record.
+
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.entries: list[Entry] = []
+        self._map: mmap.mmap | None = None
+        self._checked: set[int] = set()  # batches whose payload was found whole
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise StorageError(f"{path} cannot be opened: {exc.strerror}") from exc
+        try:
+            self._size = self._recover()
+            sync_directory(path.parent)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes of all whole records."""
+        return self._size
+
+    @property
+    def last(self) -> int:
+        """Number of the last batch; 0 when there is none."""
+        return self.entries[-1].seq if self.entries else 0
+
+    def append(self, batches: Sequence[Batch]) -> None:
+        """Write batches and wait until they are on the disk.
+
+        Raises:
+            StorageError: the disk is full or broken; the log is as it was before.
+
+        """
+        entries = []
+        offset = self._size
+        try:
+            for batch in batches:
+                entry, buffers = _encode(batch, offset, self._size)
+                _write_all(self._file, buffers, offset)
+                offset = entry.end
+                entries.append(entry)
+            os.fdatasync(self._file)
+        except OSError as exc:
+            with contextlib.suppress(OSError):  # what is left is cut off when the file is opened again
+                os.ftruncate(self._file, self._size)
+            raise StorageError(f"{self.path} cannot be written: {exc.strerror or exc}") from exc
+        self._size = offset
+        self.entries += entries
+
+    def read(self, entry: Entry) -> Batch:
+        """Return a batch; its payloads are views of the mapped file and cannot be written to.
+
+        The first read of a batch checks it; later ones, of which an epoch does many, trust that.
+
+        Raises:
+            StorageError: the record is damaged.
+
+        """
+        view = self._view(entry.end)
+        start = entry.offset + HEADER_SIZE
+        meta, payload = view[start : start + entry.meta_size], view[start + entry.meta_size : entry.end]
+        if entry.seq not in self._checked:
+            crc_meta = RECORD.unpack_from(view, entry.offset)[4]
+            if crc32c.crc32c(meta) != crc_meta or crc32c.crc32c(payload) != entry.checksum:
+                raise StorageError(
+                    f"{self.path}: batch {entry.seq} at byte {entry.offset} is damaged; restore the file "
+                    "from a backup or delete the session"
+                )
+            self._checked.add(entry.seq)
+        return _decode(bytes(meta), payload)
+
+    def close(self) -> None:
+        """Close the file; batches that were read stay valid. Can be called more than once."""
+        self._map = None
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _view(self, end: int) -> memoryview:
+        if self._map is None or len(self._map) < end:
+            # The old map stays alive as long as batches refer to it.
+            self._map = mmap.mmap(self._file, self._size, access=mmap.ACCESS_READ)
+        return memoryview(self._map)
+
+    def _recover(self) -> int:
+        """Read all records and cut off a torn one at the end; return the end of the last whole one."""
+        total = os.fstat(self._file).st_size
+        offset = 0
+        while offset < total:
+            entry = self._recover_record(offset, total)
+            if entry is None:
+                self._require_torn(offset, total)
+                os.ftruncate(self._file, offset)
+                os.fsync(self._file)
+                break
+            self.entries.append(entry)
+            offset = entry.end
+        return offset
+
+    def _require_torn(self, damaged: int, total: int) -> None:
+        """Raise unless the damaged record belongs to the last group, which was never made durable."""
+        with mmap.mmap(self._file, total, access=mmap.ACCESS_READ) as view:
+            found = view.find(MAGIC, damaged + 1)
+            while found >= 0:
+                header = _parse_header(view[found : found + HEADER_SIZE])
+                if header is not None and damaged < header[6] <= found:
+                    raise StorageError(
+                        f"{self.path}: the record at byte {damaged} is damaged, and others follow it; "
+                        "restore the file from a backup or delete the session"
+                    )
+                found = view.find(MAGIC, found + 1)
+
+    def _recover_record(self, offset: int, total: int) -> Entry | None:
+        header = _parse_header(os.pread(self._file, HEADER_SIZE, offset))
+        if header is None:
+            return None
+        _, _, meta_size, payload_size, crc_meta, crc_payload, _ = header
+        start = offset + HEADER_SIZE
+        if start + meta_size + payload_size > total:
+            return None
+        meta = os.pread(self._file, meta_size, start)
+        if crc32c.crc32c(meta) != crc_meta:
+            return None
+        if crc32c.crc32c(os.pread(self._file, payload_size, start + meta_size)) != crc_payload:
+            return None
+        values = msgpack.unpackb(meta)
+        self._checked.add(values["seq"])
+        return Entry(
+            values["seq"],
+            values["samples"],
+            values["heldout"],
+            tuple(values["lengths"]),
+            offset,
+            meta_size,
+            payload_size,
+            crc_payload,
+        )
+
+
+def _parse_header(data: bytes) -> tuple[Any, ...] | None:
+    """Return the fields of a record's header; None when the bytes are none."""
+    if len(data) < HEADER_SIZE or CRC.unpack_from(data, RECORD.size)[0] != crc32c.crc32c(data[: RECORD.size]):
+        return None
+    fields = RECORD.unpack_from(data)
+    return fields if fields[:2] == (MAGIC, VERSION) else None
+
+
+def _encode(batch: Batch, offset: int, group: int) -> tuple[Entry, list[bytes | memoryview]]:
+    payloads = [memoryview(batch.payloads[tensor]).cast("B") for tensor in batch.headers]
+    lengths = batch.lengths()
+    meta = msgpack.packb(
+        {
+            "seq": batch.seq,
+            "samples": batch.samples,
+            "heldout": batch.heldout,
+            "lengths": lengths,
+            "tensors": [
+                [tensor, int(header.format), header.block, list(header.shape)]
+                for tensor, header in batch.headers.items()
+            ],
+        }
+    )
+    checksum = 0
+    for payload in payloads:
+        checksum = crc32c.crc32c(payload, checksum)
+    size = sum(payload.nbytes for payload in payloads)
+    fields = RECORD.pack(MAGIC, VERSION, len(meta), size, crc32c.crc32c(meta), checksum, group)
+    header = fields + CRC.pack(crc32c.crc32c(fields))
+    entry = Entry(batch.seq, batch.samples, batch.heldout, tuple(lengths), offset, len(meta), size, checksum)
+    return entry, [header, meta, *payloads]
+
+
+def _decode(meta: bytes, payload: memoryview) -> Batch:
+    values: dict[str, Any] = msgpack.unpackb(meta)
+    headers: dict[int, TensorHeader] = {}
+    payloads: dict[int, bytes | memoryview] = {}
+    offset = 0
+    for tensor, code, block, shape in values["tensors"]:
+        header = TensorHeader(Format(code), block, tuple(shape))
+        headers[tensor] = header
+        payloads[tensor] = payload[offset : offset + header.size]
+        offset += header.size
+    return Batch(values["seq"], values["samples"], values["heldout"], headers, payloads)
+
+
+def _write_all(file: int, buffers: list[bytes | memoryview], offset: int) -> None:
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            count = os.pwrite(file, view, offset)
+            view = view[count:]
+            offset += count

@@ -1,0 +1,246 @@
+"""Training of one side network: torch only, no network, no files.
+
+Everything a step depends on is in the trainer's state (weights, averages, optimizer moments, the number
+of steps) or in the spec (the seed of dropout and initialisation), so a restored trainer continues bit
+for bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..codec import unpack_torch
+from ..errors import StorageError
+from ..nn.heads import FrozenHead
+from ..nn.side import SideNetwork
+from ..protocol import LENGTHS, TARGETS
+from ..spec import OptimizerSpec, SessionSpec
+from .batch import Batch
+
+__all__ = ["Trainer", "learning_rate"]
+
+FORMAT = "mobillm checkpoint 1"
+
+
+def learning_rate(spec: OptimizerSpec, step: int, total: int | None) -> float:
+    """Return the learning rate of a step.
+
+    ``onecycle`` is the cosine policy of Smith and Topin (arXiv 1708.07120), equal to torch's OneCycleLR
+    with its defaults: from lr/25 up, then down to lr/250000. Steps after ``total`` keep the last rate.
+
+    Args:
+        spec: optimizer and schedule.
+        step: from 0.
+        total: steps of the whole session; None when it is not known (``constant`` only).
+
+    """
+    if total is None:
+        return spec.lr
+    if spec.schedule == "onecycle":
+        top = spec.warmup * total - 1  # the step with the highest rate, as torch counts
+        if top > 0 and step <= top:
+            return _cosine(spec.lr / 25, spec.lr, step / top)
+        return _cosine(spec.lr, spec.lr / 250_000, min(1.0, (step - top) / (total - 1 - top)))
+    rise = max(1, round(spec.warmup * total))
+    if step < rise:
+        return spec.lr * (step + 1) / rise
+    if spec.schedule == "constant":
+        return spec.lr
+    return spec.lr * (1.0 - min(1.0, (step - rise) / max(1, total - rise)))
+
+
+def _cosine(start: float, end: float, part: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+
+class Trainer:
+    """Train a session's side network, one batch at a time, in one thread.
+
+    Args:
+        spec: the session.
+        head: the blob of the frozen LM head; None for tasks without one.
+        device: torch device, for example ``cpu`` or ``cuda``.
+
+    Raises:
+        ModelError: the head does not fit the spec.
+
+    Attributes:
+        steps: optimizer steps taken.
+        skipped: batches in a row whose loss was not finite, and which were not trained on.
+        lr: learning rate of the last step.
+
+    """
+
+    def __init__(self, spec: SessionSpec, head: bytes | None, device: str = "cpu") -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        self.steps = 0
+        self.skipped = 0
+        self.lr = 0.0
+        frozen = None if head is None else FrozenHead.from_bytes(head)
+        self.network = SideNetwork.from_spec(spec, frozen).to(self.device)
+        self._total = None if spec.batches is None else spec.batches * spec.epochs
+        self._parameters = dict(self.network.named_parameters())
+        decay = [p for p in self._parameters.values() if p.ndim >= 2]
+        plain = [p for p in self._parameters.values() if p.ndim < 2]
+        groups = [
+            {"params": params, "weight_decay": rate}
+            for params, rate in ((decay, spec.optimizer.weight_decay), (plain, 0.0))
+            if params
+        ]
+        self._optimizer = torch.optim.AdamW(groups, lr=spec.optimizer.lr)
+        self._average: dict[str, Tensor] = {}
+        if spec.optimizer.ema:
+            self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    def _tensors(self, batch: Batch) -> tuple[list[Tensor], Tensor, Tensor]:
+        def load(tensor: int) -> Tensor:
+            value: Tensor = unpack_torch(batch.headers[tensor], batch.payloads[tensor], self.device)
+            return value
+
+        taps = [load(tensor) for tensor in range(len(self.spec.model.taps))]
+        targets = load(TARGETS)
+        if self.spec.task != "regression":
+            targets = targets.long()
+        return taps, load(LENGTHS).long().cpu(), targets
+
+    def step(self, batch: Batch) -> float | None:
+        """Take one optimizer step.
+
+        Returns:
+            the batch's mean loss; None when it is not finite and nothing was changed but the count
+            of steps.
+
+        """
+        taps, lengths, targets = self._tensors(batch)
+        self.lr = learning_rate(self.spec.optimizer, self.steps, self._total)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.lr
+        self.network.train()
+        self.network.begin_step(self.steps)
+        loss = self.network.loss(taps, lengths, targets)
+        value = float(loss.detach())
+        self.steps += 1
+        if not math.isfinite(value):
+            self.skipped += 1
+            return None
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.spec.optimizer.clip or math.inf)
+        if not bool(torch.isfinite(norm)):
+            self.skipped += 1
+            return None
+        self._optimizer.step()
+        self.skipped = 0
+        self._update_average()
+        return value
+
+    def _update_average(self) -> None:
+        # A short memory first: otherwise the average would remember the initial weights for long.
+        decay = min(self.spec.optimizer.ema, (1 + self.steps) / (10 + self.steps))
+        for name, average in self._average.items():
+            average.lerp_(self._parameters[name].detach(), 1.0 - decay)
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Evaluate the weights that would be pulled now.
+
+        Returns:
+            ``count``, and if it is not 0 the mean ``loss`` and, where the task has one, ``accuracy``.
+
+        """
+        sums: dict[str, float] = {}
+        own = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._load_parameters(self._average)
+        try:
+            for batch in batches:
+                for key, value in self.network.evaluate(*self._tensors(batch)).items():
+                    sums[key] = sums.get(key, 0.0) + value
+        finally:
+            self._load_parameters(own)
+        count = sums.get("count", 0.0)
+        values = {"count": count}
+        if count:
+            values["loss"] = sums["loss"] / count
+            if "correct" in sums:
+                values["accuracy"] = sums["correct"] / count
+        return values
+
+    def _load_parameters(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in values.items():
+                self._parameters[name].copy_(value)
+
+    def weights(self) -> bytes:
+        """Return the weights to be pulled (the averaged ones, if the spec asks for them)."""
+        values = self._average or self._parameters
+        tensors = {name: value.detach().cpu().contiguous() for name, value in values.items()}
+        return safetensors.torch.save(tensors)
+
+    def save(self, progress: dict[str, Any]) -> bytes:
+        """Return the whole state as a safetensors file.
+
+        Args:
+            progress: plain values to be stored with it.
+
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            tensors[f"weight.{name}"] = parameter.detach()
+            if name in self._average:
+                tensors[f"average.{name}"] = self._average[name]
+            state = self._optimizer.state.get(parameter)
+            if state:
+                tensors[f"first.{name}"] = state["exp_avg"]
+                tensors[f"second.{name}"] = state["exp_avg_sq"]
+                tensors[f"count.{name}"] = state["step"]
+        copies = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        plain = {"format": FORMAT, "steps": self.steps, "skipped": self.skipped, "progress": progress}
+        # One key: safetensors writes several in any order, and equal states should give equal bytes.
+        return safetensors.torch.save(copies, {"state": json.dumps(plain)})
+
+    def load(self, data: bytes) -> dict[str, Any]:
+        """Restore a state from :meth:`save` and return the values stored with it.
+
+        Raises:
+            StorageError: the file is not a checkpoint of this spec.
+
+        """
+        try:
+            tensors = safetensors.torch.load(data)
+            state = json.loads(_metadata(data)["state"])
+            if state["format"] != FORMAT:
+                raise ValueError(f"its format is {state['format']!r}, not {FORMAT!r}")
+            for name, parameter in self._parameters.items():
+                self._load_one(name, parameter, tensors)
+        except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as exc:
+            raise StorageError(f"the checkpoint does not fit its session ({exc})") from exc
+        self.steps = state["steps"]
+        self.skipped = state["skipped"]
+        progress: dict[str, Any] = state["progress"]
+        return progress
+
+    def _load_one(self, name: str, parameter: Tensor, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            parameter.copy_(tensors[f"weight.{name}"])
+            if name in self._average:
+                self._average[name].copy_(tensors[f"average.{name}"])
+        if f"first.{name}" in tensors:
+            self._optimizer.state[parameter] = {
+                "step": tensors[f"count.{name}"],
+                "exp_avg": tensors[f"first.{name}"].to(self.device),
+                "exp_avg_sq": tensors[f"second.{name}"].to(self.device),
+            }
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    found: dict[str, str] = header["__metadata__"]
+    return found

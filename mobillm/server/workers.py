@@ -1,0 +1,67 @@
+"""The server's threads: one for training, one for files. Neither torch nor a disk blocks the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+__all__ = ["Workers"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Workers:
+    """Two owned threads.
+
+    Each session has at most one piece of training and one of writing under way, so the queues are
+    bounded by the number of sessions, and first come, first served is a fair turn.
+    """
+
+    def __init__(self) -> None:
+        self._trainer = concurrent.futures.ThreadPoolExecutor(1, "mobillm-train")
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "mobillm-write")
+
+    async def train(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run torch work in the training thread.
+
+        Cancelling waits for work that has begun: nothing is left half done.
+        """
+        return await _run(self._trainer, lambda: work(*args, **kwargs))
+
+    async def write(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run file work in the writing thread.
+
+        Cancelling waits for work that has begun: nothing is left half done.
+        """
+        return await _run(self._writer, lambda: work(*args, **kwargs))
+
+    def close(self) -> None:
+        """Wait for what has begun and end both threads."""
+        self._trainer.shutdown()
+        self._writer.shutdown()
+
+
+async def _run(executor: concurrent.futures.Executor, work: Callable[[], R]) -> R:
+    job = executor.submit(work)
+    future = asyncio.wrap_future(job)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        # Only the thread's own future knows whether the work has begun.
+        if not job.cancel():
+            await _ended(future)
+        raise
+
+
+async def _ended(future: asyncio.Future[R]) -> None:
+    """Wait for the end, however often that is cancelled; the outcome is dropped."""
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            pass  # the caller raises the first one
+    if not future.cancelled():
+        future.exception()

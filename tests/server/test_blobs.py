@@ -1,0 +1,77 @@
+"""Blobs: checked by their hash, uploaded by several devices at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+
+import pytest
+
+from mobillm.errors import ConfigError, StorageError
+from mobillm.protocol import Blob
+from mobillm.server.blobs import BlobStore, BlobUpload
+
+DATA = bytes(range(256)) * 4
+DIGEST = hashlib.sha256(DATA).digest()
+
+
+def part(offset: int, size: int, data: bytes = DATA) -> Blob:
+    """Return one part of the blob."""
+    return Blob(stream=1, digest=DIGEST, total=len(DATA), offset=offset, payload=data[offset : offset + size])
+
+
+def test_two_uploads_at_once(tmp_path: pathlib.Path, no_fd_leak: None) -> None:
+    """Each writes its own file; the blob is there as soon as the first is whole, and stays."""
+    store = BlobStore(tmp_path / "blobs")
+    first, second = BlobUpload(store, part(0, 512)), BlobUpload(store, part(0, 512))
+    assert not first.add(part(0, 512))
+    assert not second.add(part(0, 512))
+    assert not store.has(DIGEST)
+    assert first.add(part(512, 512))
+    assert store.read(DIGEST) == DATA
+    assert second.add(part(512, 512))
+    assert store.read(DIGEST) == DATA
+    assert os.listdir(tmp_path / "blobs") == [DIGEST.hex()]
+
+
+def test_wrong_content(tmp_path: pathlib.Path, no_fd_leak: None) -> None:
+    """Content with another hash is refused and deleted."""
+    store = BlobStore(tmp_path)
+    upload = BlobUpload(store, part(0, 1024))
+    with pytest.raises(ConfigError, match=f"content with the SHA-256 {DIGEST.hex()}"):
+        upload.add(part(0, 1024, bytes(1024)))
+    upload.discard()
+    assert os.listdir(tmp_path) == []
+
+
+def test_damage_on_the_disk(tmp_path: pathlib.Path) -> None:
+    """A blob that has changed, or is not there, is not used."""
+    store = BlobStore(tmp_path)
+    with pytest.raises(StorageError, match="cannot be read"):
+        store.read(DIGEST)
+    store.path(DIGEST).write_bytes(b"other")
+    with pytest.raises(StorageError, match="is damaged"):
+        store.read(DIGEST)
+
+
+def test_disk_full(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, no_fd_leak: None) -> None:
+    """A disk that fails is a storage error, and nothing is left."""
+    store = BlobStore(tmp_path)
+    upload = BlobUpload(store, part(0, 1024))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(StorageError, match="No space left"):
+        upload.add(part(0, 1024))
+    assert os.listdir(tmp_path) == []
+
+
+def test_broken_off_uploads_are_deleted(tmp_path: pathlib.Path) -> None:
+    """What a crash left is gone at the next start."""
+    BlobUpload(BlobStore(tmp_path), part(0, 10))._file.close()
+    assert len(os.listdir(tmp_path)) == 1
+    BlobStore(tmp_path)
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,155 @@
+"""Who may open what: sessions of other tenants, takeovers, streams that fail alone."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+
+import numpy as np
+import pytest
+
+from mobillm.codec import PackedTensor, pack, pack_integers
+from mobillm.device import Session
+from mobillm.errors import ErrorCode, RemoteError
+from mobillm.formats import Format
+from mobillm.options import Limits
+from mobillm.protocol import LENGTHS, TARGETS, TensorHeader
+from mobillm.server.gateway import Gateway
+from tests.conftest import Run
+from tests.sessions import device, packed, serving, spec, submit
+
+
+def test_sessions_of_another_tenant_do_not_exist(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A foreign session and one that never was are refused alike."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            session = await client.open(spec())
+            async with device(server, tenant="other", token="other token") as stranger:
+                texts = set()
+                for name in (session.id, bytes(16)):
+                    with pytest.raises(RemoteError) as info:
+                        await stranger.attach(name, spec())
+                    assert info.value.code == ErrorCode.SESSION_UNKNOWN
+                    texts.add(str(info.value))
+                assert len(texts) == 1
+            await submit(session, 1, 1)
+            await session.wait_applied()
+
+    run_once(main())
+
+
+def test_takeover(run: Run, tmp_path: pathlib.Path) -> None:
+    """The newest attachment wins, and nothing that the older one sends has any effect."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as old, device(server) as new:
+            first = await old.open(spec())
+            await submit(first, 1, 2)
+            await first.wait_applied()
+            second = await new.attach(first.id, spec())
+            assert second.received == 2
+            with pytest.raises(RemoteError) as info:
+                await _go_on(first)
+            assert info.value.code == ErrorCode.SESSION_TAKEN_OVER
+            await submit(second, 3, 4)
+            await second.wait_applied()
+            assert second.applied == 4
+
+    run(main())
+
+
+async def _go_on(session: Session) -> None:
+    await submit(session, 3, 20)
+    await session.wait_applied(20)
+
+
+def test_many_takeovers_at_once(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """Of several attachments at once exactly one lives, and it can train."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            session = await client.open(spec())
+            await submit(session, 1, 3)
+            clients = [await device(server) for _ in range(4)]
+            sessions = await asyncio.gather(*(other.attach(session.id, spec()) for other in clients))
+            await asyncio.sleep(0.1)
+            alive = [candidate for candidate in sessions if candidate._failed is None]
+            assert len(alive) == 1
+            await submit(alive[0], alive[0].received + 1, 6)
+            await alive[0].wait_applied(6)
+            for other in clients:
+                await other.close()
+
+    run_once(main())
+
+
+def test_wrong_shapes_fail_one_stream_only(run: Run, tmp_path: pathlib.Path) -> None:
+    """A batch that does not fit its spec ends that session's stream; another one goes on."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            bad, good = await client.open(spec()), await client.open(spec())
+            tensors = _wrong_tensors()
+            batch = bad.begin(2)
+            for number, tensor in tensors.items():
+                await batch.send(number, tensor)
+            batch._headers = dict(_right_headers(2))  # a device that does not check itself
+            await batch.commit()
+            with pytest.raises(RemoteError) as info:
+                await bad.wait_applied()
+            assert info.value.code == ErrorCode.SCHEMA_MISMATCH
+            assert "batch 1" in str(info.value)
+            await submit(good, 1, 2)
+            await good.wait_applied()
+            await bad.detach()
+            again = await client.attach(bad.id, spec())
+            assert again.received == 0
+            await submit(again, 1, 1)
+            await again.wait_applied()
+
+    run(main())
+
+
+def _wrong_tensors() -> dict[int, PackedTensor]:
+    wide = np.ones((2, 32), np.float32)  # the spec says 16
+    return {
+        0: pack(wide, Format.ASYM4, 32, "tap"),
+        1: pack(wide, Format.ASYM4, 32, "tap"),
+        LENGTHS: pack_integers([1, 1], "lengths"),
+        TARGETS: pack_integers([0, 1], "targets"),
+    }
+
+
+def _right_headers(samples: int) -> dict[int, TensorHeader]:
+    return dict(packed(spec(), 1, samples=samples).headers)
+
+
+def test_streams_are_limited_and_used_again(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A number is free again after detaching."""
+
+    async def main() -> None:
+        async with serving(tmp_path, limits=Limits(streams=2)) as server, device(server) as client:
+            first, second = await client.open(spec()), await client.open(spec())
+            with pytest.raises(ValueError, match="sessions is 2"):
+                await client.open(spec())
+            await first.detach()
+            await first.detach()
+            third = await client.attach(first.id, spec())
+            assert third.stream == first.stream != second.stream
+            await submit(third, 1, 1)
+            await third.wait_applied()
+
+    run_once(main())
+
+
+def test_a_gateway_without_sessions_closes(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """Restoring and closing an empty directory does nothing."""
+
+    async def main() -> None:
+        gateway = Gateway(tmp_path, limits=Limits())
+        await gateway.restore()
+        assert gateway.sessions == {}
+        await gateway.close()
+
+    run_once(main())

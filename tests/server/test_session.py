@@ -1,0 +1,214 @@
+"""A session without a device: failures of disk and training, and coming back from them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import pathlib
+
+import numpy as np
+import pytest
+
+from mobillm.errors import ConfigError, ErrorCode, StorageError
+from mobillm.protocol import Finished, Metrics
+from mobillm.server.batch import Batch
+from mobillm.server.log import ActivationLog
+from mobillm.server.session import MAX_SKIPPED, Observer, Session
+from mobillm.server.store import SessionStore
+from mobillm.server.workers import Workers
+from mobillm.spec import CodecSpec, SessionSpec
+from tests.conftest import Run
+from tests.sessions import packed, spec
+
+NAME = bytes(range(16))
+
+
+class Watcher(Observer):
+    """Keep what the session tells."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[ErrorCode, str]] = []
+        self.metrics: list[Metrics] = []
+        self.finished = asyncio.Event()
+        self.changed = asyncio.Event()
+
+    def acknowledge(self) -> None:
+        """Note that something changed."""
+        self.changed.set()
+
+    def report(self, metrics: Metrics) -> None:
+        """Keep it."""
+        self.metrics.append(metrics)
+
+    def finish(self, finished: Finished) -> None:
+        """Note it."""
+        self.finished.set()
+
+    def fail(self, code: ErrorCode, text: str) -> None:
+        """Keep it."""
+        self.failures.append((code, text))
+        self.changed.set()
+
+    async def until(self, condition: object) -> None:
+        """Wait until a condition holds."""
+        async with asyncio.timeout(10.0):
+            while not condition():  # type: ignore[operator]
+                self.changed.clear()
+                await self.changed.wait()
+
+
+def make(folder: pathlib.Path, what: SessionSpec, workers: Workers) -> tuple[Session, Watcher]:
+    """Return a new session and whom it tells."""
+    session = Session(NAME, SessionStore.create(folder, NAME, "acme", what), workers, "cpu")
+    watcher = Watcher()
+    session.observer = watcher
+    return session, watcher
+
+
+def test_from_first_batch_to_the_end(run: Run, tmp_path: pathlib.Path, no_fd_leak: None) -> None:
+    """Batches become durable, are applied, and the rest of the epochs follows."""
+
+    async def main() -> None:
+        workers = Workers()
+        session, watcher = make(tmp_path, spec(epochs=2, batches=3), workers)
+        await session.start(None)
+        await session.start(None)
+        for seq in (1, 2, 3):
+            await session.put(packed(session.spec, seq))
+        with pytest.raises(ConfigError, match=r"FINISH\.seq is 2"):
+            await session.finish(2)
+        await session.finish(3)
+        await watcher.finished.wait()
+        assert (session.received, session.durable, session.applied) == (3, 3, 3)
+        assert session.finished is not None
+        assert session.finished.steps == 6
+        assert (session.waiting, session.held) == (0, 0)
+        assert watcher.metrics[-1].epoch == 2
+        await session.close()
+        await session.close()
+        workers.close()
+
+    run(main())
+
+
+def test_a_session_that_never_started_closes_its_log(
+    run_once: Run, tmp_path: pathlib.Path, no_fd_leak: None
+) -> None:
+    """No file stays open, and no checkpoint is written."""
+
+    async def main() -> None:
+        workers = Workers()
+        session, _ = make(tmp_path, spec(), workers)
+        with pytest.raises(ConfigError, match="not started"):
+            await session.weights()
+        await session.close()
+        assert session.store.load_checkpoint() is None
+        workers.close()
+
+    run_once(main())
+
+
+def test_disk_that_fails_and_recovers(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that could not be stored was never received; after recovery it can come again."""
+
+    async def main() -> None:
+        workers = Workers()
+        session, watcher = make(tmp_path, spec(), workers)
+        await session.start(None)
+        await session.put(packed(session.spec, 1))
+        await watcher.until(lambda: session.applied == 1)
+
+        def full(*_: object) -> None:
+            raise StorageError("no space")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ActivationLog, "append", full)
+            await session.put(packed(session.spec, 2))
+            await watcher.until(lambda: watcher.failures)
+        assert watcher.failures[0][0] == ErrorCode.STORAGE_FULL
+        assert "no space" not in watcher.failures[0][1]
+        await session.recover()
+        assert (session.received, session.held) == (1, 0)
+        await session.start(None)
+        await session.put(packed(session.spec, 2))
+        await watcher.until(lambda: session.applied == 2)
+        steps, weights = await session.weights()
+        assert steps == 2
+        await session.close()
+        again = Session(NAME, session.store, workers, "cpu")
+        await again.start(None)
+        assert await again.weights() == (2, weights)
+        await again.close()
+        workers.close()
+
+    run_once(main())
+
+
+def test_losses_that_are_not_finite_end_training(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A few are skipped; many in a row are told to the device."""
+    what = spec(codec=CodecSpec(format="f32"))
+
+    def spoilt(seq: int) -> Batch:
+        batch = packed(what, seq)
+        tap = np.full(len(batch.payloads[0]) // 4, np.inf, np.float32)
+        return dataclasses.replace(batch, payloads={**batch.payloads, 0: memoryview(tap.tobytes())})
+
+    async def main() -> None:
+        workers = Workers()
+        session, watcher = make(tmp_path, what, workers)
+        await session.start(None)
+        for seq in range(1, MAX_SKIPPED + 1):
+            await session.put(spoilt(seq))
+        await watcher.until(lambda: watcher.failures)
+        code, text = watcher.failures[0]
+        assert code == ErrorCode.NON_FINITE
+        assert "smaller optimizer.lr" in text
+        await session.close()
+        workers.close()
+
+    run_once(main())
+
+
+def test_two_starts_at_once_train_once(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """Whoever starts second waits for the first."""
+
+    async def main() -> None:
+        workers = Workers()
+        session, watcher = make(tmp_path, spec(), workers)
+        await asyncio.gather(session.start(None), session.start(None))
+        await session.put(packed(session.spec, 1))
+        await watcher.until(lambda: session.applied == 1)
+        assert (await session.weights())[0] == 1
+        await session.close()
+        workers.close()
+
+    run_once(main())
+
+
+def test_checkpoints_are_written_now_and_then(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training that lasts is saved while it goes on."""
+    monkeypatch.setattr("mobillm.server.session.CHECKPOINT_INTERVAL", 0.0)
+
+    async def main() -> None:
+        workers = Workers()
+        session, watcher = make(tmp_path, spec(), workers)
+        await session.start(None)
+        for seq in (1, 2, 3):
+            await session.put(packed(session.spec, seq))
+        await watcher.until(lambda: session.applied == 3)
+        crashed = Session(NAME, session.store, workers, "cpu")
+        await crashed.start(None)
+        assert crashed.applied == 3
+        assert await crashed.weights() == await session.weights()
+        await crashed.close()
+        await session.close()
+        workers.close()
+
+    logging.getLogger("mobillm").setLevel(logging.CRITICAL)
+    run_once(main())
+    logging.getLogger("mobillm").setLevel(logging.NOTSET)

@@ -96,7 +96,10 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    try:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    except ImportError as exc:
+        raise ImportError(f"mobillm.{name}: {exc}; install mobillm[torch]", name=exc.name) from exc
     globals()[name] = value
     return value
 

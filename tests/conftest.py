@@ -28,12 +28,19 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 
 
+def pytest_collection_finish() -> None:
+    """Let the collections after each test look at what that test made, not at all of torch."""
+    gc.collect()
+    gc.freeze()
+
+
 async def _bounded(work: Coroutine[Any, Any, T]) -> T:
     loop = asyncio.get_running_loop()
     errors: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: errors.append(context))
     async with asyncio.timeout(BOUND):
         result = await work
+    left: list[asyncio.Task[Any]] = []
     for _ in range(20):  # closed transports end in a few turns of the loop
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         if not left:

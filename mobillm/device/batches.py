@@ -1,0 +1,114 @@
+"""Examples to token batches: tokenize, build targets, sort by length inside shuffled groups."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import DataError
+from .dataset import Example
+from .pipeline import TokenBatch
+
+if TYPE_CHECKING:
+    from ..nn.backbone import Backbone
+
+__all__ = ["make_batches"]
+
+IGNORED = -100
+
+# Batches whose samples are sorted by length together: enough to make padding rare in the forward pass,
+# few enough that batches stay random.
+GROUP = 16
+
+
+def make_batches(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    *,
+    task: str,
+    batch_size: int,
+    max_length: int,
+    seed: int,
+    heldout: bool = False,
+) -> list[TokenBatch]:
+    """Tokenize examples and cut them into batches.
+
+    Args:
+        backbone: whose tokenizer is used.
+        examples: texts with their targets.
+        task: ``causal-lm``, ``classification`` or ``regression``.
+        batch_size: samples of a batch.
+        max_length: most tokens of a sample; longer ones are cut.
+        seed: of the order.
+        heldout: whether the batches are for evaluation only.
+
+    Returns:
+        batches in the order they are to be sent.
+
+    Raises:
+        DataError: an example has no tokens, or no target to learn from.
+
+    """
+    samples = _tokenize(backbone, examples, task, max_length)
+    order = list(range(len(samples)))
+    generator = random.Random(seed)
+    generator.shuffle(order)
+    span = batch_size * GROUP
+    chunks = []
+    for start in range(0, len(order), span):
+        group = sorted(order[start : start + span], key=lambda index: len(samples[index][0]))
+        chunks += [group[at : at + batch_size] for at in range(0, len(group), batch_size)]
+    generator.shuffle(chunks)
+    return [_batch([samples[index] for index in chunk], task, heldout) for chunk in chunks]
+
+
+_Sample = tuple[list[int], list[float]]
+
+
+def _batch(samples: list[_Sample], task: str, heldout: bool) -> TokenBatch:
+    targets = [target for _, sample_targets in samples for target in sample_targets]
+    return TokenBatch([ids for ids, _ in samples], targets, heldout)
+
+
+def _tokenize(backbone: Backbone, examples: Sequence[Example], task: str, max_length: int) -> list[_Sample]:
+    if task == "causal-lm":
+        return _tokenize_language(backbone, examples, max_length)
+    pairs = [(example.text, example.pair) for example in examples]
+    if any(pair is not None for _, pair in pairs):
+        ids = backbone.tokenize_pairs([(text, pair or "") for text, pair in pairs], max_length)
+    else:
+        ids = backbone.tokenize([text for text, _ in pairs], max_length)
+    samples = []
+    for number, (example, sample) in enumerate(zip(examples, ids, strict=True), 1):
+        if example.target is None or not math.isfinite(example.target):
+            raise DataError(f"example {number} has the target {example.target!r}; give each one a number")
+        if not sample:
+            raise DataError(f"example {number} is empty; leave it out")
+        samples.append((sample, [example.target]))
+    return samples
+
+
+def _tokenize_language(backbone: Backbone, examples: Sequence[Example], max_length: int) -> list[_Sample]:
+    """Make each token's target the next token; of a prompt with a completion only the latter counts."""
+    prompts = backbone.tokenize([example.text for example in examples], max_length)
+    samples: list[_Sample] = []
+    for example, prompt in zip(examples, prompts, strict=True):
+        ids, first = prompt, 1
+        if example.pair is not None:
+            ids, first = (prompt + _completion(backbone, example.pair))[:max_length], len(prompt)
+        targets: list[float] = [*ids[1:], IGNORED]
+        targets[: first - 1] = [IGNORED] * min(first - 1, len(targets))
+        if any(target != IGNORED for target in targets):
+            samples.append((ids, targets))
+    if not samples:
+        raise DataError("no example has a token to predict; give longer texts or a larger max_length")
+    return samples
+
+
+def _completion(backbone: Backbone, text: str) -> list[int]:
+    """Encode a completion: no start token in the middle of a sample, and the end token to be learnt."""
+    ids: list[int] = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = backbone.tokenizer.eos_token_id
+    return ids if end is None else [*ids, end]

@@ -1,0 +1,292 @@
+"""Fine-tune with one call: tokenize, stream, wait for training, pull and save the side network."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import pathlib
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from ..errors import ConfigError
+from ..nn.heads import FrozenHead, export_lm_head
+from ..nn.sidetuned import SideConfig, save_side
+from ..options import Limits, Timeouts
+from ..spec import CodecSpec, OptimizerSpec, SessionSpec, SideSpec
+from .batches import make_batches
+from .client import connect
+from .dataset import Example
+from .disclosure import disclosure
+from .pipeline import Pipeline, TokenBatch
+from .progress import Progress, Report, Watch
+from .session import Session
+from .trace import Trace
+
+if TYPE_CHECKING:
+    from ..nn.backbone import Backbone
+
+__all__ = ["Options", "finetune", "finetune_async"]
+
+PROGRESS_INTERVAL = 0.2  # seconds
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of :func:`finetune`, all optional.
+
+    Attributes:
+        tenant: whose token it is; ``default`` by default.
+        task: ``classification`` (default), ``regression`` or ``causal-lm``.
+        labels: names of the classes, in the order of their numbers; kept on the device.
+        heldout: examples that are never trained on; the server evaluates on them at the end.
+        side, optimizer, codec: see :mod:`mobillm.spec`.
+        epochs: passes over the data; the device computes one forward pass whatever the number.
+        batch_size: samples of an optimizer step.
+        max_length: most tokens of a sample; longer ones are cut.
+        seed: of the order, the initialisation and dropout.
+        output: directory for the result; None does not save it.
+        on_start: called once with what will leave the device, before anything does.
+        on_progress: called about five times a second with a :class:`Progress`.
+        trace: where to write a Chrome trace of both sides; None writes none.
+        tls, timeouts, limits: of the connection, see :func:`mobillm.connect`.
+
+    """
+
+    tenant: str
+    task: str
+    labels: Sequence[str] | None
+    heldout: Sequence[Example]
+    side: SideSpec
+    optimizer: OptimizerSpec
+    codec: CodecSpec
+    epochs: int
+    batch_size: int
+    max_length: int
+    seed: int
+    output: pathlib.Path | None
+    on_start: Callable[[str], None] | None
+    on_progress: Callable[[Progress], None] | None
+    trace: pathlib.Path | None
+    tls: ssl.SSLContext | None
+    timeouts: Timeouts | None
+    limits: Limits | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Job:
+    """Everything a run needs before it connects."""
+
+    backbone: Backbone
+    spec: SessionSpec
+    batches: list[TokenBatch]
+    head: bytes | None
+    labels: tuple[str, ...] | None
+    max_length: int
+
+    @property
+    def samples(self) -> int:
+        return sum(len(batch.input_ids) for batch in self.batches)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(ids) for batch in self.batches for ids in batch.input_ids)
+
+    @property
+    def steps(self) -> int:
+        return (self.spec.batches or 0) * self.spec.epochs
+
+
+def finetune(
+    backbone: Backbone,
+    dataset: Sequence[Example],
+    *,
+    server: str,
+    token: str,
+    **options: Unpack[Options],
+) -> Report:
+    """Fine-tune a side network on a server and save it; for programs without an event loop.
+
+    Ctrl-C stops the compute thread at the next layer, says goodbye to the server and raises
+    :exc:`KeyboardInterrupt`; the session stays on the server.
+
+    Example::
+
+        backbone = Backbone.from_pretrained("HuggingFaceTB/SmolLM2-135M", dtype="bfloat16")
+        examples = [Example("what a day!", target=1), Example("never again", target=0)]
+        mobillm.finetune(backbone, examples, server="mobillm://127.0.0.1:7707", token=token,
+                         labels=["bad", "good"], epochs=4, output=pathlib.Path("mood"))
+
+    Args:
+        backbone: the frozen model; for ``causal-lm`` loaded with its LM head.
+        dataset: examples to train on.
+        server: ``mobillm://host:port``, or ``mobillms://host:port`` for TLS.
+        token: the tenant's secret.
+        options: see :class:`Options`.
+
+    Raises:
+        ConfigError: an option is out of range.
+        DataError: an example cannot be used.
+        ModelError: the backbone cannot run an example.
+        QuantizationError: a hidden state cannot be carried by the chosen format.
+        HandshakeError: the server refused the connection; the token is wrong, say.
+        RemoteError: the server refused or ended the session.
+        ConnectionClosed: there is no server, or the connection broke.
+        TimeoutError: the server did not answer in time.
+
+    """
+    return asyncio.run(finetune_async(backbone, dataset, server=server, token=token, **options))
+
+
+async def finetune_async(
+    backbone: Backbone,
+    dataset: Sequence[Example],
+    *,
+    server: str,
+    token: str,
+    **options: Unpack[Options],
+) -> Report:
+    """Do what :func:`finetune` does, in an event loop that runs already.
+
+    Cancelling stops the compute thread at the next layer and says goodbye to the server.
+    """
+    start = time.monotonic()
+    on_progress = options.get("on_progress") or (lambda progress: None)
+    on_progress(Progress(stage="connect"))
+    job = await asyncio.to_thread(_prepare, backbone, dataset, options)
+    on_start = options.get("on_start")
+    if on_start is not None:
+        on_start(disclosure(job.spec, job.tokens / job.samples))
+    trace = Trace()
+    limits = options.get("limits") or Limits()
+    async with connect(
+        server,
+        token=token,
+        tenant=options.get("tenant", "default"),
+        tls=options.get("tls"),
+        timeouts=options.get("timeouts"),
+        limits=limits,
+    ) as client:
+        client.connection.ping()  # for the offset of the clocks
+        session = await client.open(job.spec, blobs=[] if job.head is None else [job.head])
+        pipeline = Pipeline(backbone, session, queue=limits.queue, trace=trace)
+        watch = Watch(session, pipeline, trace)
+        reporter = asyncio.create_task(_report(watch, session, job, on_progress))
+        try:
+            report = await _run(job, session, pipeline, watch, options, start)
+        finally:
+            reporter.cancel()
+            await asyncio.gather(reporter, return_exceptions=True)
+    path = options.get("trace")
+    if path is not None:
+        trace.write(path)
+    on_progress(watch.progress("done", job.samples, job.steps))
+    return report
+
+
+async def _run(
+    job: _Job, session: Session, pipeline: Pipeline, watch: Watch, options: Options, start: float
+) -> Report:
+    begun = time.monotonic()
+    await pipeline.run(job.batches)
+    streamed = time.monotonic() - begun
+    await session.finish()
+    finished = await session.wait_finished()
+    evaluation = None
+    if options.get("heldout"):
+        evaluated = await session.evaluate()
+        evaluation = {"samples": float(evaluated.samples), **evaluated.values}
+    weights = await session.pull()
+    output = options.get("output")
+    if output is not None:
+        config = SideConfig(spec=job.spec, max_length=job.max_length, labels=job.labels)
+        await asyncio.to_thread(save_side, output, weights, config)
+    values = job.tokens * job.spec.model.hidden_size * len(job.spec.model.taps)
+    return Report(
+        session=session.id.hex(),
+        steps=finished.steps,
+        loss=finished.loss,
+        samples=pipeline.samples,
+        tokens=pipeline.tokens,
+        seconds=time.monotonic() - start,
+        stream_seconds=streamed,
+        bytes_sent=session.connection.bytes_sent,
+        bytes_fp16=2 * values,
+        device_busy=watch.device_busy,
+        server_busy=watch.server_busy,
+        both_busy=watch.both_busy(),
+        evaluation=evaluation,
+        output=None if output is None else str(output),
+    )
+
+
+async def _report(watch: Watch, session: Session, job: _Job, on_progress: Callable[[Progress], None]) -> None:
+    while True:
+        await asyncio.sleep(PROGRESS_INTERVAL)
+        stage = "forward" if session.sent < len(job.batches) else "train"
+        if session.finished is not None:
+            stage = "pull"
+        on_progress(watch.progress(stage, job.samples, job.steps))
+
+
+def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -> _Job:
+    """Tokenize and fix the spec; runs in a thread."""
+    task = options.get("task", "classification")
+    seed = options.get("seed", 0)
+    max_length = options.get("max_length", 128)
+    batch_size = options.get("batch_size", 32)
+    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+        if value < 1:
+            raise ConfigError(name, value, "at least 1")
+    if not dataset:
+        raise ConfigError("dataset", "empty", "at least one example")
+    head = None
+    if task == "causal-lm":
+        head = export_lm_head(backbone.model)
+    outputs = _outputs(task, options.get("labels"), dataset, head)
+    codec = options.get("codec", CodecSpec())
+    side = options.get("side", SideSpec())
+    if not backbone.causal:
+        side = dataclasses.replace(side, causal=False, pool="first")
+
+    def batches(examples: Sequence[Example], heldout: bool) -> list[TokenBatch]:
+        return make_batches(
+            backbone,
+            examples,
+            task=task,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            heldout=heldout,
+        )
+
+    train = batches(dataset, heldout=False)
+    spec = SessionSpec(
+        task=task,
+        outputs=outputs,
+        model=backbone.model_spec(),
+        side=side,
+        optimizer=options.get("optimizer", OptimizerSpec()),
+        codec=codec,
+        epochs=options.get("epochs", 1),
+        batches=len(train),
+        seed=seed,
+        head=None if head is None else hashlib.sha256(head).hexdigest(),
+        trace=True,
+    )
+    heldout = options.get("heldout")
+    everything = train + (batches(heldout, heldout=True) if heldout else [])
+    labels = options.get("labels")
+    return _Job(backbone, spec, everything, head, None if labels is None else tuple(labels), max_length)
+
+
+def _outputs(task: str, labels: Sequence[str] | None, dataset: Sequence[Example], head: bytes | None) -> int:
+    if head is not None:
+        return FrozenHead.from_bytes(head).vocabulary
+    if task == "regression":
+        return 1
+    if labels is not None:
+        return len(labels)
+    targets = [example.target for example in dataset if example.target is not None]
+    return max(2, int(max(targets, default=1)) + 1)

@@ -1,0 +1,203 @@
+"""The device's pipeline: a compute thread, a queue bounded in bytes, a writer on the event loop.
+
+The compute thread runs the backbone forward. The moment a tapped layer is done, its hidden state is
+quantized, packed and handed over; it is on the wire while the next layer computes. When the link or the
+server is slower, the queue fills up and the compute thread waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ..codec import PackedTensor, pack, pack_integers
+from ..formats import Format
+from ..protocol import LENGTHS, TARGETS, tensor_name
+from .handover import Handover, HandoverClosed
+from .session import Batch, Session, pack_targets
+from .trace import Trace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..nn.backbone import Backbone
+
+__all__ = ["Pipeline", "TokenBatch"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """One batch before the forward pass; it never leaves the device.
+
+    Attributes:
+        input_ids: token ids of each sample.
+        targets: one for each sample, or for each token when the task is ``causal-lm``.
+        heldout: keep it for evaluation, never train on it.
+
+    """
+
+    input_ids: Sequence[Sequence[int]]
+    targets: Sequence[float]
+    heldout: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Begin:
+    samples: int
+    heldout: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Tensor:
+    number: int
+    packed: PackedTensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Commit:
+    pass
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _End:
+    pass
+
+
+_Item = _Begin | _Tensor | _Commit | _End
+
+
+class Pipeline:
+    """Send batches through a backbone into a session.
+
+    Args:
+        backbone: the frozen model.
+        session: where the activations go.
+        queue: bytes that may wait between compute and network.
+        trace: where timings are noted.
+
+    Attributes:
+        samples, tokens: what has gone through the forward pass.
+        busy: (start, end) in seconds of the monotonic clock in which the compute thread computed.
+        waited: seconds in which it waited for room in the queue.
+
+    """
+
+    def __init__(self, backbone: Backbone, session: Session, *, queue: int, trace: Trace) -> None:
+        self.samples = 0
+        self.tokens = 0
+        self.busy: list[tuple[float, float]] = []
+        self.waited = 0.0
+        self._backbone = backbone
+        self._session = session
+        self._trace = trace
+        self._handover: Handover[_Item] = Handover(queue)
+        self._format = Format.parse(session.spec.codec.format)
+        self._since = 0.0  # when the compute thread last began to compute
+        self._seq = session.sent  # number of the batch under way in the compute thread
+
+    @property
+    def held(self) -> int:
+        """Packed bytes that wait for the network."""
+        return self._handover.held
+
+    async def run(self, batches: Iterable[TokenBatch]) -> None:
+        """Send all batches; returns when the last one has been sent whole.
+
+        Cancelling stops the compute thread at the next tap and gives the open batch up.
+
+        Raises:
+            QuantizationError: a hidden state holds a value that the format cannot carry.
+            ModelError: the backbone cannot run a batch.
+            RemoteError: the server ended the session.
+            ConnectionClosed: the connection is gone.
+
+        """
+        with concurrent.futures.ThreadPoolExecutor(1, "mobillm-compute") as executor:
+            loop = asyncio.get_running_loop()
+            compute = loop.run_in_executor(executor, self._compute, batches)
+            writer = loop.create_task(self._write())
+            try:
+                await asyncio.wait((compute, writer), return_when=asyncio.FIRST_EXCEPTION)
+            finally:
+                writer_failed = writer.done() and not writer.cancelled() and writer.exception()
+                if writer_failed or not (writer.done() and compute.done()):
+                    self._handover.close()
+                    writer.cancel()
+                # The thread ends at the next tap; the executor must not be joined on the loop before.
+                results = await asyncio.gather(compute, writer, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, HandoverClosed):
+                raise result
+
+    # In the compute thread.
+
+    def _compute(self, batches: Iterable[TokenBatch]) -> None:
+        for batch in batches:
+            self._forward(batch)
+        self._handover.put(_End(), 0)
+
+    def _forward(self, batch: TokenBatch) -> None:
+        spec = self._session.spec
+        self._seq += 1
+        start = self._since = time.monotonic()
+        self._put(_Begin(len(batch.input_ids), batch.heldout), 0)
+        lengths = [len(sample) for sample in batch.input_ids]
+        self._put_tensor(LENGTHS, pack_integers(lengths, tensor_name(LENGTHS)))
+        self._put_tensor(TARGETS, pack_targets(spec, batch.targets))
+        self._backbone.forward(batch.input_ids, self._on_tap)
+        self._put(_Commit(), 0)
+        end = time.monotonic()
+        self.busy.append((self._since, end))
+        self.samples += len(batch.input_ids)
+        self.tokens += sum(lengths)
+        self._trace.add("device", "compute", "forward", start, end - start, self._seq)
+
+    def _on_tap(self, index: int, hidden: Tensor) -> None:
+        start = time.monotonic()
+        layer = self._session.spec.model.taps[index]
+        name = f"{tensor_name(index)} (layer {layer})"
+        packed = pack(hidden, self._format, self._session.spec.codec.block, name)
+        self._trace.add("device", "compute", "quantize", start, time.monotonic() - start, self._seq)
+        self._put_tensor(index, packed)
+
+    def _put_tensor(self, number: int, packed: PackedTensor) -> None:
+        self._put(_Tensor(number, packed), packed.header.size)
+
+    def _put(self, item: _Item, size: int) -> None:
+        start = time.monotonic()
+        self._handover.put(item, size)
+        end = time.monotonic()
+        if end - start > 1e-3:
+            # Waiting for room is no work: it ends one interval of computing and begins another.
+            self.busy.append((self._since, start))
+            self._since = end
+            self.waited += end - start
+            self._trace.add("device", "compute", "wait", start, end - start, self._seq)
+
+    # On the event loop.
+
+    async def _write(self) -> None:
+        batch: Batch | None = None
+        try:
+            while not isinstance(item := await self._handover.get(), _End):
+                batch = await self._write_item(item, batch)
+        except BaseException:
+            if batch is not None:
+                batch.abort()
+            raise
+
+    async def _write_item(self, item: _Item, batch: Batch | None) -> Batch | None:
+        if isinstance(item, _Begin):
+            return self._session.begin(item.samples, heldout=item.heldout)
+        assert batch is not None  # _Begin comes first
+        if isinstance(item, _Tensor):
+            start = time.monotonic()
+            await batch.send(item.number, item.packed)
+            self._trace.add("device", "send", "send", start, time.monotonic() - start, batch.seq)
+            return batch
+        await batch.commit()
+        return None

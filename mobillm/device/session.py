@@ -1,0 +1,502 @@
+"""A session as the device sees it: batches out; acknowledgements, metrics and weights in.
+
+Works without torch: an app that runs its backbone elsewhere hands in numpy arrays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..codec import PackedTensor, check_headers, pack, pack_integers
+from ..errors import (
+    ConfigError,
+    ErrorCode,
+    LocalProtocolError,
+    MobiLLMError,
+    RemoteError,
+    RemoteProtocolError,
+)
+from ..formats import Format
+from ..protocol import (
+    LENGTHS,
+    TARGETS,
+    Abort,
+    Ack,
+    Blob,
+    Commit,
+    Data,
+    Detach,
+    Error,
+    Eval,
+    Evaluated,
+    Finish,
+    Finished,
+    Gap,
+    Message,
+    Metrics,
+    Opened,
+    Pull,
+    Stored,
+    TensorHeader,
+    Weights,
+)
+from ..spec import SessionSpec
+from ..transport import Connection
+
+__all__ = ["Batch", "Session"]
+
+logger = logging.getLogger("mobillm.device")
+
+T = TypeVar("T")
+
+
+class Batch:
+    """One batch while it is being sent; made by :meth:`Session.begin`.
+
+    Tensors are sent one after another, each as soon as it exists, so that the first layers are on the
+    wire while later ones compute. :meth:`commit` ends the batch.
+
+    Attributes:
+        seq: the batch's number.
+
+    """
+
+    def __init__(self, session: Session, seq: int, samples: int, heldout: bool) -> None:
+        self.seq = seq
+        self._session = session
+        self._samples = samples
+        self._heldout = heldout
+        self._headers: dict[int, TensorHeader] = {}
+
+    async def send(self, tensor: int, packed: PackedTensor) -> None:
+        """Send one tensor in parts, as credit and the link allow.
+
+        Cancelling leaves the batch unfinished; :meth:`abort` it before the next one begins.
+
+        Args:
+            tensor: number of the tap in the spec, or ``TARGETS`` or ``LENGTHS``.
+            packed: the tensor; its memory must not change any more.
+
+        Raises:
+            RemoteError: the server ended the session.
+            ConnectionClosed: the connection is gone.
+
+        """
+        session = self._session
+        session.check()
+        header = packed.header
+        chunk = session.connection.endpoint.limits.chunk
+        for offset in range(0, header.size, chunk):
+            first = offset == 0
+            await session.send(
+                Data(
+                    stream=session.stream,
+                    seq=self.seq,
+                    tensor=tensor,
+                    offset=offset,
+                    format=int(header.format) if first else None,
+                    block=header.block if first else None,
+                    shape=header.shape if first else None,
+                    payload=packed.payload[offset : offset + chunk],
+                )
+            )
+        self._headers[tensor] = header
+
+    async def commit(self) -> None:
+        """End the batch; the server trains on it once it is durable.
+
+        Raises:
+            ConfigError: the tensors are not those that the spec asks for; the batch is still open.
+            RemoteError: the server ended the session.
+            ConnectionClosed: the connection is gone.
+
+        """
+        session = self._session
+        session.check()
+        check_headers(session.spec, self._headers, self._samples)
+        tensors, size, checksum = session.connection.endpoint.batch_summary(session.stream)
+        await session.send(
+            Commit(
+                stream=session.stream,
+                seq=self.seq,
+                tensors=tensors,
+                size=size,
+                checksum=checksum,
+                samples=self._samples,
+                heldout=self._heldout,
+            )
+        )
+        session.sent = self.seq
+
+    def abort(self) -> None:
+        """Give the batch up; its number is used again."""
+        connection, stream = self._session.connection, self._session.stream
+        if connection.is_open and connection.endpoint.is_uploading(stream):
+            connection.post(Abort(stream=stream, seq=self.seq))
+
+
+class Session:
+    """One fine-tuning job on the server; made by :meth:`Client.open`.
+
+    Attributes:
+        spec: what is trained.
+        id: 16 bytes that name the session; an app keeps them to come back later.
+        sent: number of the last batch that was sent whole.
+        received, durable, applied: the server's acknowledgements, see ``docs/protocol.md``.
+        metrics: the server's last METRICS; None before the first.
+        finished: the server's FINISHED; None before it.
+        on_metrics: called with each METRICS on the event loop; None calls nobody.
+
+    """
+
+    def __init__(self, connection: Connection, stream: int, spec: SessionSpec, opened: Opened) -> None:
+        self.connection = connection
+        self.stream = stream
+        self.spec = spec
+        self.id = opened.session
+        self.received = opened.received
+        self.durable = opened.durable
+        self.applied = opened.applied
+        self.sent = opened.received
+        self.metrics: Metrics | None = None
+        self.finished: Finished | None = None
+        self.on_metrics: Callable[[Metrics], None] | None = None
+        self._failed: MobiLLMError | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self._sending = asyncio.Lock()  # batches go one after another, FINISH after them
+        self._complete = opened.finished
+        self._evaluated: Evaluated | None = None
+        self._evals_asked = self._evals_answered = 0
+        self._weights = bytearray()
+        self._pulled = b""
+        self._pulls_asked = self._pulls_answered = 0
+        self._stored: set[bytes] = set()
+        self._leaving = False
+        self._detached = False
+
+    # Sending batches.
+
+    def begin(self, samples: int, *, heldout: bool = False) -> Batch:
+        """Begin the next batch.
+
+        Args:
+            samples: how many samples it will hold.
+            heldout: keep it for evaluation, never train on it.
+
+        Raises:
+            LocalProtocolError: the session is complete.
+
+        """
+        if self._complete:
+            raise LocalProtocolError(
+                ErrorCode.PROTOCOL, "the session takes no more batches: finish was called before"
+            )
+        return Batch(self, self.sent + 1, samples, heldout)
+
+    async def submit(
+        self,
+        taps: Sequence[npt.NDArray[Any]],
+        lengths: Sequence[int],
+        targets: npt.ArrayLike,
+        *,
+        heldout: bool = False,
+    ) -> int:
+        """Quantize, pack and send one batch; waits while the server has no room for it.
+
+        Several tasks may call it at once: their batches go one after another. Cancelling gives the batch
+        up; the session can go on with the next one.
+
+        Args:
+            taps: for each tap of the spec a float array [tokens, hidden_size]; the samples' tokens one
+                after another, no padding.
+            lengths: tokens of each sample.
+            targets: a class number for each sample, a number for each sample (regression), or a token id
+                for each token with -100 where there is none (causal-lm).
+            heldout: keep it for evaluation, never train on it.
+
+        Returns:
+            The batch's number.
+
+        Raises:
+            ConfigError: shapes do not fit the spec or one another; nothing was sent.
+            QuantizationError: a tap holds a value that the format cannot carry; nothing was sent.
+            RemoteError: the server ended the session.
+            ConnectionClosed: the connection is gone.
+
+        """
+        tensors = await asyncio.to_thread(pack_batch, self.spec, taps, lengths, targets)
+        async with self._sending:
+            batch = self.begin(len(lengths), heldout=heldout)
+            try:
+                for tensor, packed in tensors.items():
+                    await batch.send(tensor, packed)
+                await batch.commit()
+            except BaseException:
+                batch.abort()
+                raise
+        return batch.seq
+
+    async def finish(self) -> None:
+        """Say that no more batches will come; the server trains what is left of the epochs.
+
+        Can be called more than once, and on a session that was complete when it was attached.
+        """
+        async with self._sending:
+            self.check()
+            if not self._complete:
+                await self.send(Finish(stream=self.stream, seq=self.sent))
+                self._complete = True
+
+    async def upload(self, missing: Sequence[bytes], blobs: Iterable[bytes]) -> None:
+        """Send the blobs that the server lacks and wait until it has stored them.
+
+        Args:
+            missing: SHA-256 digests from the server.
+            blobs: content to choose from.
+
+        Raises:
+            ConfigError: a missing blob was not given.
+            RemoteError: the server could not store one.
+            ConnectionClosed: the connection is gone.
+            TimeoutError: no confirmation within ``timeouts.request``.
+
+        """
+        given = {hashlib.sha256(blob).digest(): blob for blob in blobs} if missing else {}
+        for digest in missing:
+            if digest not in given:
+                raise ConfigError("blobs", digest.hex(), "the content with this SHA-256; the server lacks it")
+        chunk = self.connection.endpoint.limits.chunk
+        for digest in missing:
+            view = memoryview(given[digest])
+            for offset in range(0, len(view), chunk):
+                part = view[offset : offset + chunk]
+                await self.send(
+                    Blob(stream=self.stream, digest=digest, total=len(view), offset=offset, payload=part)
+                )
+        await self._within("confirm a blob", lambda: self._stored.issuperset(missing))
+
+    # Waiting for the server.
+
+    async def wait_durable(self, seq: int | None = None) -> None:
+        """Wait until a batch (None: the last one sent) is in the server's log and on its disk."""
+        want = self.sent if seq is None else seq
+        await self._until(lambda: self.durable >= want)
+
+    async def wait_applied(self, seq: int | None = None) -> None:
+        """Wait until a batch (None: the last one sent) has been trained on."""
+        want = self.sent if seq is None else seq
+        await self._until(lambda: self.applied >= want)
+
+    async def wait_finished(self) -> Finished:
+        """Wait until all epochs have been trained; :meth:`finish` comes first."""
+        return await self._until(lambda: self.finished)
+
+    async def evaluate(self) -> Evaluated:
+        """Have the side network evaluated as it is now on the held-out batches."""
+        await self.send(Eval(stream=self.stream))
+        self._evals_asked += 1
+        want = self._evals_asked
+        # Answers come in order; one that a cancelled call has left behind is not ours.
+        await self._until(lambda: self._evals_answered >= want)
+        assert self._evaluated is not None
+        return self._evaluated
+
+    async def pull(self) -> bytes:
+        """Return the side network's weights as they are now, a safetensors file.
+
+        Raises:
+            RemoteProtocolError: the bytes do not have the digest that was announced.
+
+        """
+        await self.send(Pull(stream=self.stream))
+        self._pulls_asked += 1
+        want = self._pulls_asked
+        await self._until(lambda: self._pulls_answered >= want)
+        return self._pulled
+
+    async def detach(self) -> None:
+        """Leave the session; it lives on at the server. Bounded by ``timeouts.request``."""
+        self.leave()
+        try:
+            async with asyncio.timeout(self.connection.timeouts.request):
+                while not self._detached and self.connection.is_open:
+                    await self._changed()
+        except TimeoutError:
+            raise TimeoutError("the server did not answer DETACH in time") from None
+
+    # The inside, driven by the client's reader.
+
+    def leave(self) -> None:
+        """Send DETACH, once."""
+        if not self._leaving and self.connection.is_open:
+            self._leaving = True
+            self.connection.post(Detach(stream=self.stream))
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the session once there is room for it.
+
+        Raises:
+            RemoteError: the server ended the session.
+            ConnectionClosed: the connection is gone.
+
+        """
+        self.check()
+        try:
+            await self.connection.send(message)
+        except LocalProtocolError:
+            self.check()
+            if self._complete:
+                raise
+            # The server's ERROR has ended the stream, but the reader has not told us yet.
+            await self._until(lambda: self._leaving)
+            self.check()
+            raise
+
+    def check(self) -> None:
+        """Raise what ended the session, if anything did."""
+        if self._failed is not None:
+            raise self._failure()
+        if self._leaving:
+            raise LocalProtocolError(ErrorCode.PROTOCOL, "the session was detached; attach to it again")
+
+    def receive(self, message: Message) -> None:
+        """Act on a message of this session's stream."""
+        if isinstance(message, Ack):
+            self.received, self.durable, self.applied = message.received, message.durable, message.applied
+        elif isinstance(message, Metrics):
+            self.metrics = message
+            if self.on_metrics is not None:
+                self.on_metrics(message)
+        elif isinstance(message, Finished):
+            self.finished = message
+        elif isinstance(message, Evaluated):
+            self._evaluated = message
+            self._evals_answered += 1
+        elif isinstance(message, Weights):
+            self._receive_weights(message)
+        elif isinstance(message, Stored):
+            self._stored.add(message.digest)
+        elif isinstance(message, Error):
+            self._end(RemoteError(message.code, message.text), batch=message.seq)
+        elif isinstance(message, Gap):
+            text = f"the server expects batch {message.expected} next"
+            self._end(RemoteError(ErrorCode.GAP, text), batch=message.seq)
+        elif isinstance(message, Detach):
+            self._detached = True
+        self._wake()
+
+    def _receive_weights(self, message: Weights) -> None:
+        if message.offset == 0:
+            self._weights = bytearray()
+        self._weights += message.payload
+        if len(self._weights) < message.total:
+            return
+        if hashlib.sha256(self._weights).digest() == message.digest:
+            self._pulled = bytes(self._weights)
+            self._pulls_answered += 1
+        else:
+            self.fail(RemoteProtocolError(ErrorCode.DECODE, "the weights do not have their digest"))
+        self._weights = bytearray()
+
+    def _end(self, exc: RemoteError, batch: int) -> None:
+        """Fail; leave the stream if the error was that of one batch, for which it would wait."""
+        self.fail(exc)
+        if batch:
+            self.leave()
+
+    def fail(self, exc: MobiLLMError) -> None:
+        """End the session for everyone who waits."""
+        if self._failed is None:
+            self._failed = exc
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _changed(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:  # cancelled
+                self._waiters.remove(waiter)
+
+    def _failure(self) -> MobiLLMError:
+        """Return what ended the session, a fresh one for each waiter so that tracebacks do not pile up."""
+        assert self._failed is not None
+        copy = type(self._failed)(*self._failed.args)
+        copy.__cause__ = self._failed.__cause__
+        return copy
+
+    async def _until(self, result: Callable[[], T | None]) -> T:
+        """Wait until ``result`` returns something true, or the session ends."""
+        while not (found := result()):
+            if self._failed is not None:
+                raise self._failure()
+            await self._changed()
+        return found
+
+    async def _within(self, what: str, result: Callable[[], T | None]) -> T:
+        """Do what :meth:`_until` does, bounded by ``timeouts.request``."""
+        bound = self.connection.timeouts.request
+        try:
+            async with asyncio.timeout(bound):
+                return await self._until(result)
+        except TimeoutError:
+            raise TimeoutError(f"the server did not {what} within {bound:g} s") from None
+
+
+def pack_batch(
+    spec: SessionSpec,
+    taps: Sequence[npt.NDArray[Any]],
+    lengths: Sequence[int],
+    targets: npt.ArrayLike,
+) -> dict[int, PackedTensor]:
+    """Pack the tensors of one batch and check them against the spec; see :meth:`Session.submit`."""
+    fmt = Format.parse(spec.codec.format)
+    tensors = {LENGTHS: pack_integers(list(lengths), "lengths"), TARGETS: pack_targets(spec, targets)}
+    for index, tap in enumerate(taps):
+        name = f"tap {index}"
+        if index < len(spec.model.taps):
+            name = f"tap {index} (layer {spec.model.taps[index]})"
+        tensors[index] = pack(tap, fmt, spec.codec.block, name)
+    check_headers(spec, {tensor: packed.header for tensor, packed in tensors.items()}, len(lengths))
+    tokens = tensors[0].header.shape[0]
+    if min(lengths) < 1 or sum(lengths) != tokens:
+        raise ConfigError("lengths", f"a sum of {sum(lengths)}", f"positive lengths with the sum {tokens}")
+    return tensors
+
+
+def pack_targets(spec: SessionSpec, targets: npt.ArrayLike) -> PackedTensor:
+    """Pack the targets of one batch.
+
+    Raises:
+        ConfigError: a class or a token id is outside the range that the spec states.
+
+    """
+    array = np.atleast_1d(np.asarray(targets))
+    if array.dtype.kind not in "iuf":
+        raise ConfigError("targets", str(array.dtype), "numbers")
+    if spec.task == "regression":
+        return pack(array.astype(np.float32), Format.F32, 64, "targets")
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
+        array = array.astype(np.int64)  # whole numbers, as a table of targets for any task holds them
+    packed = pack_integers(array, "targets")
+    wrong = (array < 0) | (array >= spec.outputs)
+    if spec.task == "causal-lm":
+        wrong &= array != -100
+    if wrong.any():
+        first = int(array[wrong][0])
+        raise ConfigError("targets", first, f"numbers from 0 to {spec.outputs - 1}")
+    return packed

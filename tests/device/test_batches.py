@@ -1,0 +1,83 @@
+"""Examples to token batches."""
+
+from __future__ import annotations
+
+import pytest
+
+from mobillm.device.batches import GROUP, IGNORED, make_batches
+from mobillm.device.dataset import Example
+from mobillm.errors import DataError
+from mobillm.nn.backbone import Backbone
+from tests.nn.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    """Return a tiny decoder."""
+    return Backbone.from_model(tiny_model("llama"), tiny_tokenizer(), name="tiny", taps=[1, 3])
+
+
+def examples(count: int) -> list[Example]:
+    """Return texts of one to nine words, each with its own class."""
+    return [
+        Example(" ".join(f"w{3 + (n + i) % 30}" for i in range(1 + n % 9)), target=n % 2)
+        for n in range(count)
+    ]
+
+
+def test_classification(backbone: Backbone) -> None:
+    """Every example comes once, with its target; lengths within a batch are alike."""
+    data = examples(100)
+    batches = make_batches(backbone, data, task="classification", batch_size=4, max_length=6, seed=1)
+    assert [len(batch.input_ids) for batch in batches].count(4) == 25
+    found = [
+        (tuple(ids), target)
+        for batch in batches
+        for ids, target in zip(batch.input_ids, batch.targets, strict=True)
+    ]
+    expected = [
+        (tuple(ids), example.target)
+        for ids, example in zip(backbone.tokenize([e.text for e in data], 6), data, strict=True)
+    ]
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
+    spread = [max(map(len, b.input_ids)) - min(map(len, b.input_ids)) for b in batches]
+    assert sum(spread) / len(spread) < 1.5
+    assert 4 * GROUP < 100  # more than one group
+
+
+def test_the_order_depends_on_the_seed(backbone: Backbone) -> None:
+    """The same seed gives the same order, another one another."""
+
+    def order(seed: int) -> list[object]:
+        return list(
+            make_batches(backbone, examples(20), task="classification", batch_size=4, max_length=9, seed=seed)
+        )
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_language_targets(backbone: Backbone) -> None:
+    """Each token's target is the next; of a prompt with a completion only the completion counts."""
+    plain, paired = Example("w5 w6 w7"), Example("w5 w6", pair="w7 w8")
+    (batch,) = make_batches(
+        backbone, [plain], task="causal-lm", batch_size=4, max_length=9, seed=0, heldout=True
+    )
+    assert batch.heldout
+    assert batch.targets == [*batch.input_ids[0][1:], IGNORED]
+    (batch,) = make_batches(backbone, [paired], task="causal-lm", batch_size=4, max_length=9, seed=0)
+    assert batch.input_ids == [[1, 5, 6, 7, 8, 2]]  # start and end token
+    assert batch.targets == [IGNORED, IGNORED, 7, 8, 2, IGNORED]
+    (batch,) = make_batches(backbone, [paired, plain], task="causal-lm", batch_size=4, max_length=3, seed=0)
+    assert len(batch.input_ids) == 1  # nothing of the completion is left
+
+
+def test_examples_that_cannot_be_used(backbone: Backbone) -> None:
+    """The number of the example is in the error."""
+    for bad, task, match in [
+        (Example("w5"), "classification", "example 1 has the target None"),
+        (Example("w5", target=float("nan")), "regression", "target nan"),
+        (Example("w5"), "causal-lm", "no example has a token to predict"),
+    ]:
+        with pytest.raises(DataError, match=match):
+            make_batches(backbone, [bad], task=task, batch_size=1, max_length=1, seed=0)

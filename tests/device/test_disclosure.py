@@ -1,0 +1,21 @@
+"""What a run says will leave the device."""
+
+from __future__ import annotations
+
+from mobillm.device.disclosure import disclosure
+from tests.sessions import spec
+
+
+def test_each_task_says_what_its_targets_are() -> None:
+    """The most telling part of each task is named in plain words."""
+    classes = disclosure(spec(), 10.0)
+    assert "layers 2, 4 of 4" in classes
+    assert "about 0.2 kB per sample" in classes
+    assert "class number" in classes
+    assert "What does not leave it: texts, token ids" in classes
+    assert "target value" in disclosure(spec(task="regression", outputs=1), 10.0)
+    language = disclosure(spec(task="causal-lm", head="0" * 64), 10.0)
+    assert "NEXT TOKEN'S ID IN PLAIN" in language
+    assert "texts, token ids" not in language
+    for text in (classes, language):
+        assert "can be inverted" in text

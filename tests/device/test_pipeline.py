@@ -1,0 +1,146 @@
+"""The pipeline: layers on the wire while later ones compute, errors, and stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from mobillm.device import Client, Session
+from mobillm.device.pipeline import Pipeline, TokenBatch
+from mobillm.device.trace import Trace
+from mobillm.errors import ConnectionClosed, ModelError, QuantizationError
+from mobillm.nn.backbone import Backbone
+from mobillm.spec import SessionSpec
+from tests.conftest import Run
+from tests.nn.tiny import SAMPLES, tiny_model, tiny_tokenizer
+from tests.sessions import device, serving, spec
+
+BATCH = TokenBatch(SAMPLES, [0, 1, 0])
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    """Return a tiny decoder with three taps."""
+    return Backbone.from_model(tiny_model("llama"), tiny_tokenizer(), name="tiny", taps=[1, 2, 3])
+
+
+def spec_of(backbone: Backbone) -> SessionSpec:
+    """Return a session on the backbone."""
+    return spec(model=backbone.model_spec())
+
+
+async def begin(client: Client, backbone: Backbone, queue: int = 1 << 20) -> tuple[Session, Pipeline]:
+    """Open a session with a pipeline."""
+    session = await client.open(spec_of(backbone))
+    return session, Pipeline(backbone, session, queue=queue, trace=Trace())
+
+
+def test_all_batches_arrive(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:
+    """Batches are sent, counted and trained on."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            session, pipeline = await begin(client, backbone, queue=500)
+            await pipeline.run([BATCH] * 5)
+            await session.wait_applied(5)
+            assert (pipeline.samples, pipeline.tokens, pipeline.held) == (15, 5 * 11, 0)
+            assert len(pipeline.busy) >= 5
+
+    run(main())
+
+
+def test_taps_are_sent_while_later_layers_compute(
+    run: Run, tmp_path: pathlib.Path, backbone: Backbone
+) -> None:
+    """The first tap is on the wire before the second layer is done."""
+    seen: list[int] = []
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            session, pipeline = await begin(client, backbone)
+            endpoint = client.connection.endpoint
+            arrived = threading.Event()
+
+            def wait_for_first_tap(*_inputs: object) -> None:
+                for _ in range(500):
+                    count = endpoint.batch_summary(session.stream)[0]
+                    if count == 3:  # the lengths, the targets and the first tap
+                        arrived.set()
+                        break
+                    time.sleep(0.01)
+                seen.append(endpoint.batch_summary(session.stream)[0])
+
+            handle = backbone._parts.layers[1].register_forward_pre_hook(wait_for_first_tap)
+            await pipeline.run([BATCH])
+            handle.remove()
+            assert arrived.is_set()
+            assert seen == [3]
+
+    run(main())
+
+
+def test_an_error_of_the_compute_thread(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:
+    """It is raised as it is, the open batch is given up, and the session goes on."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            session, pipeline = await begin(client, backbone)
+            with pytest.raises(ModelError, match="sample 1 has no tokens"):
+                await pipeline.run([BATCH, TokenBatch([[3], []], [0, 1])])
+            await session.wait_applied(1)
+            layer: Any = backbone._parts.layers[1]
+            weight = layer.mlp.down_proj.weight
+            with torch.no_grad():
+                kept = weight.clone()
+                weight[:] = torch.nan
+            with pytest.raises(QuantizationError, match=r"tap 1 \(layer 2\) value nan at \[0, 0\]"):
+                await Pipeline(backbone, session, queue=1 << 20, trace=Trace()).run([BATCH])
+            with torch.no_grad():
+                weight[:] = kept
+            await Pipeline(backbone, session, queue=1 << 20, trace=Trace()).run([BATCH])
+            await session.wait_applied(2)
+
+    run(main())
+
+
+def test_cancelling_stops_at_the_next_tap(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:
+    """The thread ends, the open batch is given up, and the connection is good for another run."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            session, pipeline = await begin(client, backbone, queue=200)
+            task = asyncio.get_running_loop().create_task(pipeline.run([BATCH] * 100_000))
+            while session.sent < 3:
+                await asyncio.sleep(0.005)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not [t for t in threading.enumerate() if t.name.startswith("mobillm-compute")]
+            sent = session.sent
+            await Pipeline(backbone, session, queue=200, trace=Trace()).run([BATCH])
+            await session.wait_applied(sent + 1)
+
+    run(main())
+
+
+def test_server_gone_in_mid_run(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:
+    """The run ends with one clear exception, and the thread with it."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server:
+            client = await device(server)
+            session, pipeline = await begin(client, backbone, queue=200)
+            task = asyncio.get_running_loop().create_task(pipeline.run([BATCH] * 100_000))
+            await session.wait_applied(1)
+        with pytest.raises(ConnectionClosed):
+            await task
+        assert not [t for t in threading.enumerate() if t.name.startswith("mobillm-compute")]
+        await client.close()
+
+    run(main())

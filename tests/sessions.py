@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mobillm.codec import PackedTensor
 from mobillm.device import Client, Session, connect
-from mobillm.device.session import pack_batch
+from mobillm.device.packing import pack_batch
 from mobillm.options import Limits, Timeouts
 from mobillm.protocol import derive_key
 from mobillm.server import serve

@@ -18,7 +18,8 @@ from ..codec import PackedTensor, pack, pack_integers
 from ..formats import Format
 from ..protocol import LENGTHS, TARGETS, tensor_name
 from .handover import Handover, HandoverClosed
-from .session import Batch, Session, pack_targets
+from .packing import pack_targets
+from .session import Batch, Session
 from .trace import Trace
 
 if TYPE_CHECKING:

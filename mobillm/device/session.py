@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
-from ..codec import PackedTensor, check_headers, pack, pack_integers
+from ..codec import PackedTensor, check_headers
 from ..errors import (
     ConfigError,
     ErrorCode,
@@ -23,10 +21,7 @@ from ..errors import (
     RemoteError,
     RemoteProtocolError,
 )
-from ..formats import Format
 from ..protocol import (
-    LENGTHS,
-    TARGETS,
     Abort,
     Ack,
     Blob,
@@ -49,10 +44,9 @@ from ..protocol import (
 )
 from ..spec import SessionSpec
 from ..transport import Connection
+from .packing import pack_batch
 
 __all__ = ["Batch", "Session"]
-
-logger = logging.getLogger("mobillm.device")
 
 T = TypeVar("T")
 
@@ -455,48 +449,3 @@ class Session:
                 return await self._until(result)
         except TimeoutError:
             raise TimeoutError(f"the server did not {what} within {bound:g} s") from None
-
-
-def pack_batch(
-    spec: SessionSpec,
-    taps: Sequence[npt.NDArray[Any]],
-    lengths: Sequence[int],
-    targets: npt.ArrayLike,
-) -> dict[int, PackedTensor]:
-    """Pack the tensors of one batch and check them against the spec; see :meth:`Session.submit`."""
-    fmt = Format.parse(spec.codec.format)
-    tensors = {LENGTHS: pack_integers(list(lengths), "lengths"), TARGETS: pack_targets(spec, targets)}
-    for index, tap in enumerate(taps):
-        name = f"tap {index}"
-        if index < len(spec.model.taps):
-            name = f"tap {index} (layer {spec.model.taps[index]})"
-        tensors[index] = pack(tap, fmt, spec.codec.block, name)
-    check_headers(spec, {tensor: packed.header for tensor, packed in tensors.items()}, len(lengths))
-    tokens = tensors[0].header.shape[0]
-    if min(lengths) < 1 or sum(lengths) != tokens:
-        raise ConfigError("lengths", f"a sum of {sum(lengths)}", f"positive lengths with the sum {tokens}")
-    return tensors
-
-
-def pack_targets(spec: SessionSpec, targets: npt.ArrayLike) -> PackedTensor:
-    """Pack the targets of one batch.
-
-    Raises:
-        ConfigError: a class or a token id is outside the range that the spec states.
-
-    """
-    array = np.atleast_1d(np.asarray(targets))
-    if array.dtype.kind not in "iuf":
-        raise ConfigError("targets", str(array.dtype), "numbers")
-    if spec.task == "regression":
-        return pack(array.astype(np.float32), Format.F32, 64, "targets")
-    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
-        array = array.astype(np.int64)  # whole numbers, as a table of targets for any task holds them
-    packed = pack_integers(array, "targets")
-    wrong = (array < 0) | (array >= spec.outputs)
-    if spec.task == "causal-lm":
-        wrong &= array != -100
-    if wrong.any():
-        first = int(array[wrong][0])
-        raise ConfigError("targets", first, f"numbers from 0 to {spec.outputs - 1}")
-    return packed

@@ -93,7 +93,7 @@ def test_an_error_of_the_compute_thread(run: Run, tmp_path: pathlib.Path, backbo
             session, pipeline = await begin(client, backbone)
             with pytest.raises(ModelError, match="sample 1 has no tokens"):
                 await pipeline.run([BATCH, TokenBatch([[3], []], [0, 1])])
-            await session.wait_applied(1)
+            await session.wait_applied()  # what still waited for the network was given up too
             layer: Any = backbone._parts.layers[1]
             weight = layer.mlp.down_proj.weight
             with torch.no_grad():
@@ -104,7 +104,9 @@ def test_an_error_of_the_compute_thread(run: Run, tmp_path: pathlib.Path, backbo
             with torch.no_grad():
                 weight[:] = kept
             await Pipeline(backbone, session, queue=1 << 20, trace=Trace()).run([BATCH])
-            await session.wait_applied(2)
+            sent = session.sent
+            await session.wait_applied(sent)
+            assert sent in (1, 2)
 
     run(main())
 

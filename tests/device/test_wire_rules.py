@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mobillm.device import Client, connect
-from mobillm.device.session import pack_batch
+from mobillm.device.packing import pack_batch
 from mobillm.errors import ErrorCode, LocalProtocolError, RemoteError, RemoteProtocolError
 from mobillm.protocol import (
     Ack,

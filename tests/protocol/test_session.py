@@ -161,7 +161,7 @@ def test_data_commit_and_abort_belong_to_a_batch() -> None:
 def test_ack_figures_are_ordered(figures: tuple[int, int, int]) -> None:
     """[X-1] [X-7] applied <= durable <= received."""
     received, durable, applied = figures
-    values = {"received": received, "durable": durable, "applied": applied}
+    values: dict[str, Any] = {"received": received, "durable": durable, "applied": applied}
     with pytest.raises(ValueError, match="ACK must have applied <= durable <= received"):
         Ack(stream=1, **values)
     with pytest.raises(ValueError, match="OPENED must have applied <= durable <= received"):

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import pathlib
+import types
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -33,9 +34,13 @@ from mobillm.protocol import (
     Pull,
     Weights,
 )
+from mobillm.server.attachment import Attachment
 from mobillm.server.batch import Batch
+from mobillm.server.blobs import BlobStore
 from mobillm.server.session import Session
+from mobillm.server.store import SessionStore
 from mobillm.server.trainer import Trainer
+from mobillm.server.workers import Workers
 from mobillm.spec import SessionSpec
 from mobillm.transport import Connection, Server
 from mobillm.transport import connect as connect_transport
@@ -139,6 +144,32 @@ def test_duplicates_are_acknowledged_and_not_applied(run: Run, tmp_path: pathlib
 
 def _renumbered(batch: Batch, seq: int) -> Batch:
     return Batch(seq, batch.samples, batch.heldout, batch.headers, batch.payloads)
+
+
+def test_nothing_of_an_ended_attachment_counts(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """Messages that were under way when the attachment ended change nothing."""
+
+    async def main() -> None:
+        workers = Workers()
+        store = SessionStore.create(tmp_path, bytes(16), "acme", spec())
+        session = Session(bytes(16), store, workers, "cpu")
+        connection = types.SimpleNamespace(is_open=False)
+        attachment = Attachment(session, cast(Any, connection), 1, BlobStore(tmp_path / "blobs"), Limits())
+        attachment.fail(ErrorCode.SESSION_TAKEN_OVER, "elsewhere")
+        batch = packed(spec(), 1)
+        for number, header in batch.headers.items():
+            payload = batch.payloads[number]
+            first = {"format": int(header.format), "block": header.block, "shape": header.shape}
+            data: Any = Data(stream=1, seq=1, tensor=number, offset=0, payload=payload, **cast(Any, first))
+            await attachment.receive(data)
+        await attachment.receive(
+            Commit(stream=1, seq=1, tensors=4, size=batch.size, checksum=0, samples=batch.samples)
+        )
+        assert (session.received, session.waiting) == (0, 0)
+        await session.close()
+        workers.close()
+
+    run_once(main())
 
 
 def test_a_gap_is_named(run: Run, tmp_path: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mobillm.device.session import pack_batch
+from mobillm.device.packing import pack_batch
 from mobillm.errors import ConfigError
 from mobillm.formats import BLOCKS, Format
 from mobillm.protocol import LENGTHS, TARGETS, Commit, TensorHeader

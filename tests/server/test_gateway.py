@@ -14,6 +14,7 @@ from mobillm.errors import ErrorCode, RemoteError
 from mobillm.formats import Format
 from mobillm.options import Limits
 from mobillm.protocol import LENGTHS, TARGETS, TensorHeader
+from mobillm.server.attachment import Attachment
 from mobillm.server.gateway import Gateway
 from tests.conftest import Run
 from tests.sessions import device, packed, serving, spec, submit
@@ -64,8 +65,17 @@ async def _go_on(session: Session) -> None:
     await session.wait_applied(20)
 
 
-def test_many_takeovers_at_once(run_once: Run, tmp_path: pathlib.Path) -> None:
+def test_many_takeovers_at_once(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of several attachments at once exactly one lives, and it can train."""
+    close = Attachment.close
+
+    async def slow(self: Attachment) -> None:
+        await asyncio.sleep(0.02)  # as if an answer had to be waited for
+        await close(self)
+
+    monkeypatch.setattr(Attachment, "close", slow)
 
     async def main() -> None:
         async with serving(tmp_path) as server, device(server) as client:

@@ -341,7 +341,12 @@ def test_a_broken_rule_is_told_and_raised_on_both_sides(run: Run) -> None:
         async with pair() as (near, far):
             await attach(near, far)
             assert near._transport is not None
-            near._transport.write(b"?" * 400_000)
+            near._pause(True)  # it is busy with writing, and reads the answer only later
+            for _ in range(8):
+                near._transport.write(b"?" * 65536)
+                await asyncio.sleep(0.02)
+            assert far.endpoint.is_closed()
+            near._pause(False)
             with pytest.raises(ConnectionClosedError, match="not a MobiLLM frame"):
                 await until_end(far)
             with pytest.raises(ConnectionClosedError) as info:

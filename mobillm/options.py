@@ -24,6 +24,8 @@ class Timeouts:
         keepalive: silence after which a PING is sent.
         keepalive_reply: silence after that PING after which the peer counts as dead.
         drain: a graceful stop; what is left after it is aborted.
+        reconnect: how long a device tries to come back after its connection was lost; None tries for
+            ever. A first connection that fails is not tried again.
 
     """
 
@@ -33,6 +35,7 @@ class Timeouts:
     keepalive: float | None = 20.0
     keepalive_reply: float | None = 20.0
     drain: float | None = 10.0
+    reconnect: float | None = 60.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -21,6 +21,7 @@ def test_default_timeouts() -> None:
         "keepalive": 20.0,
         "keepalive_reply": 20.0,
         "drain": 10.0,
+        "reconnect": 60.0,
     }
 
 

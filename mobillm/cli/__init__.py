@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ..errors import MobiLLMError
 from ..version import __version__
-from . import demo, evaluate, finetune, generate, predict, serve
+from . import conformance, demo, evaluate, finetune, generate, predict, serve
 from .arguments import EXIT_CODES, Parser, Subparsers
 from .console import configure_logging, say
 from .failure import FAILED, INTERRUPTED, explain, missing_package
@@ -29,7 +29,7 @@ class Command(Protocol):
         """Run the command and return its exit status."""
 
 
-COMMANDS: tuple[Command, ...] = (demo, serve, finetune, evaluate, predict, generate)
+COMMANDS: tuple[Command, ...] = (demo, serve, finetune, evaluate, predict, generate, conformance)
 
 _EXAMPLES = """\
 examples:

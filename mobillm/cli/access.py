@@ -58,6 +58,13 @@ def add_access(parser: Parser) -> None:
     )
     group.add_argument("--cert", type=Path, metavar="PEM", help="the device's own certificate, for TLS")
     group.add_argument("--key", type=Path, metavar="PEM", help="the private key of --cert")
+    group.add_argument(
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds to try again after the connection was lost (default: %(default)g)",
+    )
 
 
 def device_token(args: argparse.Namespace) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..device.dataset import Dataset, load_examples
 from ..formats import BLOCKS, Format
+from ..options import Timeouts
 from ..spec import KINDS, POOLS, SCHEDULES, TASKS, CodecSpec, OptimizerSpec, SideSpec
 from .access import add_access, check_server, device_tls, device_token
 from .arguments import Parser, Subparsers, add_command, add_data, add_model, at_least
@@ -143,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
     side, optimizer, codec = _specs(args)
     tenant, secret = device_token(args)
     tls = device_tls(args)
+    timeouts = Timeouts(reconnect=args.patience)
     train, heldout = _load_data(args)
     say(_count(train, heldout))
     check_server(args.server, tenant, secret, tls)
@@ -177,6 +179,7 @@ def run(args: argparse.Namespace) -> int:
             on_progress=display.update,
             trace=args.trace,
             tls=tls,
+            timeouts=timeouts,
         )
     if args.json:
         print_json(dataclasses.asdict(report))

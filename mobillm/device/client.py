@@ -75,12 +75,13 @@ class Client:
         """
         return await self._open(spec, Open(stream=self._free_stream(), spec=spec.to_map()), blobs)
 
-    async def attach(self, session: bytes, spec: SessionSpec) -> Session:
+    async def attach(self, session: bytes, spec: SessionSpec, *, blobs: Iterable[bytes] = ()) -> Session:
         """Come back to a session.
 
         Args:
             session: its 16 bytes, :attr:`Session.id`.
             spec: the spec it was started with.
+            blobs: content that the spec names; sent only if the server still lacks it.
 
         Raises:
             RemoteError: there is no such session.
@@ -88,7 +89,7 @@ class Client:
             TimeoutError: no answer within ``timeouts.request``.
 
         """
-        return await self._open(spec, Open(stream=self._free_stream(), session=session), ())
+        return await self._open(spec, Open(stream=self._free_stream(), session=session), blobs)
 
     def _free_stream(self) -> int:
         limit = self.connection.endpoint.limits.streams

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import logging
 import pathlib
 import ssl
 import time
@@ -17,20 +18,24 @@ from ..nn.sidetuned import SideConfig, save_side
 from ..options import Limits, Timeouts
 from ..spec import CodecSpec, OptimizerSpec, SessionSpec, SideSpec
 from .batches import make_batches
-from .client import connect
+from .client import Client, connect
 from .dataset import Example
 from .disclosure import disclosure
 from .pipeline import Pipeline, TokenBatch
 from .progress import Progress, Report, Watch
-from .session import Session
+from .resume import Resume
 from .trace import Trace
+from .uplink import Uplink
 
 if TYPE_CHECKING:
     from ..nn.backbone import Backbone
 
 __all__ = ["Options", "finetune", "finetune_async"]
 
+logger = logging.getLogger("mobillm.device")
+
 PROGRESS_INTERVAL = 0.2  # seconds
+SESSION_FILE = "session.json"  # beside the result while it is not there yet
 
 
 class Options(TypedDict, total=False):
@@ -46,7 +51,8 @@ class Options(TypedDict, total=False):
         batch_size: samples of an optimizer step.
         max_length: most tokens of a sample; longer ones are cut.
         seed: of the order, the initialisation and dropout.
-        output: directory for the result; None does not save it.
+        output: directory for the result; None does not save it. While the run is unfinished the
+            directory remembers its session: the same call after a kill goes on where it stopped.
         on_start: called once with what will leave the device, before anything does.
         on_progress: called about five times a second with a :class:`Progress`.
         trace: where to write a Chrome trace of both sides; None writes none.
@@ -93,6 +99,13 @@ class _Job:
     def tokens(self) -> int:
         return sum(len(ids) for batch in self.batches for ids in batch.input_ids)
 
+    def digest(self) -> str:
+        """Return the SHA-256 of what is to be sent, to tell whether a run is the same one again."""
+        found = hashlib.sha256()
+        for batch in self.batches:
+            found.update(repr((batch.input_ids, batch.targets, batch.heldout)).encode())
+        return found.hexdigest()
+
     @property
     def steps(self) -> int:
         return (self.spec.batches or 0) * self.spec.epochs
@@ -108,7 +121,8 @@ def finetune(
 ) -> Report:
     """Fine-tune a side network on a server and save it; for programs without an event loop.
 
-    Ctrl-C stops the compute thread at the next layer, says goodbye to the server and raises
+    A connection that is lost is made again, see ``Timeouts.reconnect``; nothing is lost or trained
+    twice. Ctrl-C stops the compute thread at the next layer, says goodbye to the server and raises
     :exc:`KeyboardInterrupt`; the session stays on the server.
 
     Example::
@@ -160,24 +174,46 @@ async def finetune_async(
         on_start(disclosure(job.spec, job.tokens / job.samples))
     trace = Trace()
     limits = options.get("limits") or Limits()
-    async with connect(
-        server,
-        token=token,
-        tenant=options.get("tenant", "default"),
-        tls=options.get("tls"),
-        timeouts=options.get("timeouts"),
-        limits=limits,
-    ) as client:
-        client.connection.ping()  # for the offset of the clocks
-        session = await client.open(job.spec, blobs=[] if job.head is None else [job.head])
-        pipeline = Pipeline(backbone, session, queue=limits.queue, trace=trace)
-        watch = Watch(session, pipeline, trace)
-        reporter = asyncio.create_task(_report(watch, session, job, on_progress))
+    timeouts = options.get("timeouts") or Timeouts()
+
+    async def dial() -> Client:
+        return await connect(
+            server,
+            token=token,
+            tenant=options.get("tenant", "default"),
+            tls=options.get("tls"),
+            timeouts=timeouts,
+            limits=limits,
+        )
+
+    output = options.get("output")
+    resume = None if output is None else Resume(output / SESSION_FILE, job.digest())
+    uplink = Uplink(
+        dial,
+        job.spec,
+        blobs=[] if job.head is None else [job.head],
+        session=None if resume is None else resume.load(job.spec),
+        keep=limits.queue,
+        patience=timeouts.reconnect,
+    )
+    try:
+        await uplink.start()
+        if uplink.received:
+            logger.warning("= going on after batch %d of %d", uplink.received, len(job.batches))
+        if resume is not None:
+            resume.save(uplink.id, job.spec)
+        pipeline = Pipeline(backbone, uplink, queue=limits.queue, trace=trace)
+        watch = Watch(uplink, pipeline, trace)
+        reporter = asyncio.create_task(_report(watch, uplink, job, on_progress))
         try:
-            report = await _run(job, session, pipeline, watch, options, start)
+            report = await _run(job, uplink, pipeline, watch, options, start)
         finally:
             reporter.cancel()
             await asyncio.gather(reporter, return_exceptions=True)
+    finally:
+        await uplink.close()
+    if resume is not None:
+        resume.clear()
     path = options.get("trace")
     if path is not None:
         trace.write(path)
@@ -186,46 +222,48 @@ async def finetune_async(
 
 
 async def _run(
-    job: _Job, session: Session, pipeline: Pipeline, watch: Watch, options: Options, start: float
+    job: _Job, uplink: Uplink, pipeline: Pipeline, watch: Watch, options: Options, start: float
 ) -> Report:
     begun = time.monotonic()
-    await pipeline.run(job.batches)
+    # A run that goes on computes only what the server does not have: batches are the same ones again.
+    await pipeline.run(job.batches[uplink.received :])
     streamed = time.monotonic() - begun
-    await session.finish()
-    finished = await session.wait_finished()
+    await uplink.finish()
+    finished = await uplink.wait_finished()
     evaluation = None
     if options.get("heldout"):
-        evaluated = await session.evaluate()
+        evaluated = await uplink.evaluate()
         evaluation = {"samples": float(evaluated.samples), **evaluated.values}
-    weights = await session.pull()
+    weights = await uplink.pull()
     output = options.get("output")
     if output is not None:
         config = SideConfig(spec=job.spec, max_length=job.max_length, labels=job.labels)
         await asyncio.to_thread(save_side, output, weights, config)
-    values = job.tokens * job.spec.model.hidden_size * len(job.spec.model.taps)
+    values = pipeline.tokens * job.spec.model.hidden_size * len(job.spec.model.taps)
     return Report(
-        session=session.id.hex(),
+        session=uplink.id.hex(),
         steps=finished.steps,
         loss=finished.loss,
         samples=pipeline.samples,
         tokens=pipeline.tokens,
         seconds=time.monotonic() - start,
         stream_seconds=streamed,
-        bytes_sent=session.connection.bytes_sent,
+        bytes_sent=uplink.bytes_sent,
         bytes_fp16=2 * values,
         device_busy=watch.device_busy,
         server_busy=watch.server_busy,
         both_busy=watch.both_busy(),
+        losses=uplink.losses,
         evaluation=evaluation,
         output=None if output is None else str(output),
     )
 
 
-async def _report(watch: Watch, session: Session, job: _Job, on_progress: Callable[[Progress], None]) -> None:
+async def _report(watch: Watch, uplink: Uplink, job: _Job, on_progress: Callable[[Progress], None]) -> None:
     while True:
         await asyncio.sleep(PROGRESS_INTERVAL)
-        stage = "forward" if session.sent < len(job.batches) else "train"
-        if session.finished is not None:
+        stage = "forward" if uplink.session.sent < len(job.batches) else "train"
+        if uplink.session.finished is not None:
             stage = "pull"
         on_progress(watch.progress(stage, job.samples, job.steps))
 

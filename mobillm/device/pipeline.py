@@ -19,8 +19,8 @@ from ..formats import Format
 from ..protocol import LENGTHS, TARGETS, tensor_name
 from .handover import Handover, HandoverClosed
 from .packing import pack_targets
-from .session import Batch, Session
 from .trace import Trace
+from .uplink import KeptBatch, Uplink
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ class Pipeline:
 
     Args:
         backbone: the frozen model.
-        session: where the activations go.
+        uplink: where the activations go.
         queue: bytes that may wait between compute and network.
         trace: where timings are noted.
 
@@ -87,18 +87,18 @@ class Pipeline:
 
     """
 
-    def __init__(self, backbone: Backbone, session: Session, *, queue: int, trace: Trace) -> None:
+    def __init__(self, backbone: Backbone, uplink: Uplink, *, queue: int, trace: Trace) -> None:
         self.samples = 0
         self.tokens = 0
         self.busy: list[tuple[float, float]] = []
         self.waited = 0.0
         self._backbone = backbone
-        self._session = session
+        self._uplink = uplink
         self._trace = trace
         self._handover: Handover[_Item] = Handover(queue)
-        self._format = Format.parse(session.spec.codec.format)
+        self._format = Format.parse(uplink.spec.codec.format)
         self._since = 0.0  # when the compute thread last began to compute
-        self._seq = session.sent  # number of the batch under way in the compute thread
+        self._seq = uplink.received  # number of the batch under way in the compute thread
 
     @property
     def held(self) -> int:
@@ -142,7 +142,7 @@ class Pipeline:
         self._handover.put(_End(), 0)
 
     def _forward(self, batch: TokenBatch) -> None:
-        spec = self._session.spec
+        spec = self._uplink.spec
         self._seq += 1
         start = self._since = time.monotonic()
         self._put(_Begin(len(batch.input_ids), batch.heldout), 0)
@@ -159,9 +159,9 @@ class Pipeline:
 
     def _on_tap(self, index: int, hidden: Tensor) -> None:
         start = time.monotonic()
-        layer = self._session.spec.model.taps[index]
+        layer = self._uplink.spec.model.taps[index]
         name = f"{tensor_name(index)} (layer {layer})"
-        packed = pack(hidden, self._format, self._session.spec.codec.block, name)
+        packed = pack(hidden, self._format, self._uplink.spec.codec.block, name)
         self._trace.add("device", "compute", "quantize", start, time.monotonic() - start, self._seq)
         self._put_tensor(index, packed)
 
@@ -182,23 +182,22 @@ class Pipeline:
     # On the event loop.
 
     async def _write(self) -> None:
-        batch: Batch | None = None
+        batch: KeptBatch | None = None
         try:
             while not isinstance(item := await self._handover.get(), _End):
                 batch = await self._write_item(item, batch)
         except BaseException:
-            if batch is not None:
-                batch.abort()
+            self._uplink.abort()
             raise
 
-    async def _write_item(self, item: _Item, batch: Batch | None) -> Batch | None:
+    async def _write_item(self, item: _Item, batch: KeptBatch | None) -> KeptBatch | None:
         if isinstance(item, _Begin):
-            return self._session.begin(item.samples, heldout=item.heldout)
+            return await self._uplink.begin(item.samples, heldout=item.heldout)
         assert batch is not None  # _Begin comes first
         if isinstance(item, _Tensor):
             start = time.monotonic()
-            await batch.send(item.number, item.packed)
+            await self._uplink.send(batch, item.number, item.packed)
             self._trace.add("device", "send", "send", start, time.monotonic() - start, batch.seq)
             return batch
-        await batch.commit()
+        await self._uplink.commit(batch)
         return None

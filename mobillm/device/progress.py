@@ -12,7 +12,7 @@ from .trace import Trace, overlap
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
-    from .session import Session
+    from .uplink import Uplink
 
 __all__ = ["Progress", "Report", "Watch"]
 
@@ -73,6 +73,7 @@ class Report:
         bytes_fp16: what the same activations take in fp16.
         device_busy, server_busy: seconds of computing.
         both_busy: part of the streaming time in which both sides computed, 0 to 1.
+        losses: connections that were lost and made again.
         evaluation: figures of the held-out part, computed by the server; None without one.
         output: directory of the result; None when it was not saved.
 
@@ -90,6 +91,7 @@ class Report:
     device_busy: float
     server_busy: float
     both_busy: float
+    losses: int
     evaluation: dict[str, float] | None
     output: str | None
 
@@ -98,26 +100,26 @@ class Watch:
     """Collect the figures of one run.
 
     Args:
-        session: the session.
+        uplink: the session.
         pipeline: the device's pipeline.
         trace: where the server's timings are noted.
 
     """
 
-    def __init__(self, session: Session, pipeline: Pipeline, trace: Trace) -> None:
-        self._session = session
+    def __init__(self, uplink: Uplink, pipeline: Pipeline, trace: Trace) -> None:
+        self._uplink = uplink
         self._pipeline = pipeline
         self._trace = trace
         self._server_busy: list[tuple[float, float]] = []
         self._loss: float | None = None
         self._sent: collections.deque[tuple[float, int]] = collections.deque()
         self._start = time.monotonic()
-        session.on_metrics = self._on_metrics
+        uplink.on_metrics = self._on_metrics
 
     def _on_metrics(self, metrics: Metrics) -> None:
         if metrics.loss is not None:
             self._loss = metrics.loss
-        offset = self._session.connection.clock_offset or 0.0
+        offset = self._uplink.session.connection.clock_offset or 0.0
         for kind, seq, start, duration in metrics.spans:
             if kind >= len(SPAN_NAMES):
                 continue  # of a newer server
@@ -129,7 +131,7 @@ class Watch:
     @property
     def server_busy(self) -> float:
         """Seconds that the server spent on training this session."""
-        return self._session.metrics.busy if self._session.metrics else 0.0
+        return self._uplink.metrics.busy if self._uplink.metrics else 0.0
 
     @property
     def device_busy(self) -> float:
@@ -151,7 +153,7 @@ class Watch:
     def link_rate(self) -> float:
         """Return the bytes per second of the last second."""
         now = time.monotonic()
-        self._sent.append((now, self._session.connection.bytes_sent))
+        self._sent.append((now, self._uplink.bytes_sent))
         while len(self._sent) > 2 and self._sent[1][0] < now - RATE_WINDOW:
             self._sent.popleft()
         (before, count), (_, latest) = self._sent[0], self._sent[-1]
@@ -159,7 +161,7 @@ class Watch:
 
     def progress(self, stage: str, total_samples: int, total_steps: int) -> Progress:
         """Return how the run goes."""
-        metrics = self._session.metrics
+        metrics = self._uplink.metrics
         return Progress(
             stage=stage,
             samples=self._pipeline.samples,
@@ -168,9 +170,9 @@ class Watch:
             step=metrics.step if metrics else 0,
             total_steps=total_steps,
             epoch=metrics.epoch if metrics else 0,
-            epochs=self._session.spec.epochs,
+            epochs=self._uplink.spec.epochs,
             loss=self._loss,
-            bytes_sent=self._session.connection.bytes_sent,
+            bytes_sent=self._uplink.bytes_sent,
             link_rate=self.link_rate(),
             queue_bytes=self._pipeline.held,
             queue_batches=metrics.queue if metrics else 0,

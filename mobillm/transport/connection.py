@@ -304,7 +304,12 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def is_open(self) -> bool:
         """Whether messages can be sent."""
-        return not self._lost and self.endpoint.phase in (Phase.OPEN, Phase.DRAINING)
+        return not self._is_gone() and self.endpoint.phase in (Phase.OPEN, Phase.DRAINING)
+
+    def _is_gone(self) -> bool:
+        # An aborted transport tells connection_lost later; what is sent until then would vanish.
+        closing = self._transport is not None and self._transport.is_closing()
+        return self._lost or closing or self.endpoint.is_closed()
 
     @property
     def peer(self) -> str:
@@ -330,7 +335,7 @@ class Connection(asyncio.BufferedProtocol):
             ConnectionClosed: the connection is gone, also because the peer reads too slowly.
 
         """
-        if self._lost or self._transport is None or self.endpoint.is_closed():
+        if self._transport is None or self._is_gone():
             raise self._closed()
         self.endpoint.send(message)
         self._flush()
@@ -353,7 +358,7 @@ class Connection(asyncio.BufferedProtocol):
         charged = getattr(message, "payload", None) is not None or message.type.name == "COMMIT"
         charged = charged and self.endpoint.role is Role.DEVICE
         while True:
-            if self._lost or self.endpoint.is_closed():
+            if self._is_gone():
                 raise self._closed()
             if charged and not self.endpoint.can_send(message):
                 self._require_hope(message)

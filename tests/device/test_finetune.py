@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from mobillm.device.dataset import Example
 from mobillm.device.finetune import finetune, finetune_async
 from mobillm.device.progress import Progress
-from mobillm.errors import ConfigError, ConnectionClosed
+from mobillm.errors import ConfigError, ConnectionClosed, DataError
 from mobillm.formats import Format
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.sidetuned import SideTuned
@@ -308,3 +309,43 @@ def test_cancelling_says_goodbye(server: str, backbone: Backbone) -> None:
             await main()
 
     asyncio.run(bounded())
+
+
+def test_killed_device_goes_on(server: str, backbone: Backbone, tmp_path: pathlib.Path) -> None:
+    """A run that was broken off goes on after what the server has; the weights are those of a whole run."""
+
+    def run(output: pathlib.Path, stop_after: int | None) -> None:
+        def on_progress(progress: Progress) -> None:
+            if stop_after is not None and progress.samples >= stop_after:
+                raise KeyboardInterrupt
+
+        finetune(
+            backbone,
+            examples(96),
+            server=server,
+            token=TOKEN,
+            labels=["low", "high"],
+            side=SIDE,
+            optimizer=OPTIMIZER,
+            epochs=2,
+            batch_size=8,
+            output=output,
+            on_progress=on_progress,
+        )
+
+    run(tmp_path / "whole", None)
+    slow = backbone._parts.layers[0].register_forward_hook(lambda *_: time.sleep(0.05))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "broken", 16)
+    finally:
+        slow.remove()
+    left = json.loads((tmp_path / "broken" / "session.json").read_text())
+    assert len(left["session"]) == 32
+    assert not (tmp_path / "broken" / "side_model.safetensors").exists()
+    with pytest.raises(DataError, match="other options or data"):
+        finetune(backbone, examples(96), server=server, token=TOKEN, output=tmp_path / "broken")
+    run(tmp_path / "broken", None)
+    assert not (tmp_path / "broken" / "session.json").exists()
+    name = "side_model.safetensors"
+    assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

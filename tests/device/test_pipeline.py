@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from mobillm.device import Client, Session
+from mobillm.device import Client
 from mobillm.device.pipeline import Pipeline, TokenBatch
 from mobillm.device.trace import Trace
+from mobillm.device.uplink import Uplink
 from mobillm.errors import ConnectionClosed, ModelError, QuantizationError
 from mobillm.nn.backbone import Backbone
 from mobillm.spec import SessionSpec
@@ -35,10 +36,15 @@ def spec_of(backbone: Backbone) -> SessionSpec:
     return spec(model=backbone.model_spec())
 
 
-async def begin(client: Client, backbone: Backbone, queue: int = 1 << 20) -> tuple[Session, Pipeline]:
-    """Open a session with a pipeline."""
-    session = await client.open(spec_of(backbone))
-    return session, Pipeline(backbone, session, queue=queue, trace=Trace())
+async def begin(client: Client, backbone: Backbone, queue: int = 1 << 20) -> tuple[Uplink, Pipeline]:
+    """Open a session with a pipeline; a lost connection is not made again."""
+
+    async def dial() -> Client:
+        return client
+
+    uplink = Uplink(dial, spec_of(backbone), keep=1 << 20, patience=0)
+    await uplink.start()
+    return uplink, Pipeline(backbone, uplink, queue=queue, trace=Trace())
 
 
 def test_all_batches_arrive(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:
@@ -46,7 +52,8 @@ def test_all_batches_arrive(run: Run, tmp_path: pathlib.Path, backbone: Backbone
 
     async def main() -> None:
         async with serving(tmp_path) as server, device(server) as client:
-            session, pipeline = await begin(client, backbone, queue=500)
+            uplink, pipeline = await begin(client, backbone, queue=500)
+            session = uplink.session
             await pipeline.run([BATCH] * 5)
             await session.wait_applied(5)
             assert (pipeline.samples, pipeline.tokens, pipeline.held) == (15, 5 * 11, 0)
@@ -63,7 +70,8 @@ def test_taps_are_sent_while_later_layers_compute(
 
     async def main() -> None:
         async with serving(tmp_path) as server, device(server) as client:
-            session, pipeline = await begin(client, backbone)
+            uplink, pipeline = await begin(client, backbone)
+            session = uplink.session
             endpoint = client.connection.endpoint
             arrived = threading.Event()
 
@@ -90,7 +98,8 @@ def test_an_error_of_the_compute_thread(run: Run, tmp_path: pathlib.Path, backbo
 
     async def main() -> None:
         async with serving(tmp_path) as server, device(server) as client:
-            session, pipeline = await begin(client, backbone)
+            uplink, pipeline = await begin(client, backbone)
+            session = uplink.session
             with pytest.raises(ModelError, match="sample 1 has no tokens"):
                 await pipeline.run([BATCH, TokenBatch([[3], []], [0, 1])])
             await session.wait_applied()  # what still waited for the network was given up too
@@ -100,10 +109,10 @@ def test_an_error_of_the_compute_thread(run: Run, tmp_path: pathlib.Path, backbo
                 kept = weight.clone()
                 weight[:] = torch.nan
             with pytest.raises(QuantizationError, match=r"tap 1 \(layer 2\) value nan at \[0, 0\]"):
-                await Pipeline(backbone, session, queue=1 << 20, trace=Trace()).run([BATCH])
+                await Pipeline(backbone, uplink, queue=1 << 20, trace=Trace()).run([BATCH])
             with torch.no_grad():
                 weight[:] = kept
-            await Pipeline(backbone, session, queue=1 << 20, trace=Trace()).run([BATCH])
+            await Pipeline(backbone, uplink, queue=1 << 20, trace=Trace()).run([BATCH])
             sent = session.sent
             await session.wait_applied(sent)
             assert sent in (1, 2)
@@ -116,7 +125,8 @@ def test_cancelling_stops_at_the_next_tap(run: Run, tmp_path: pathlib.Path, back
 
     async def main() -> None:
         async with serving(tmp_path) as server, device(server) as client:
-            session, pipeline = await begin(client, backbone, queue=200)
+            uplink, pipeline = await begin(client, backbone, queue=200)
+            session = uplink.session
             task = asyncio.get_running_loop().create_task(pipeline.run([BATCH] * 100_000))
             while session.sent < 3:
                 await asyncio.sleep(0.005)
@@ -125,7 +135,7 @@ def test_cancelling_stops_at_the_next_tap(run: Run, tmp_path: pathlib.Path, back
                 await task
             assert not [t for t in threading.enumerate() if t.name.startswith("mobillm-compute")]
             sent = session.sent
-            await Pipeline(backbone, session, queue=200, trace=Trace()).run([BATCH])
+            await Pipeline(backbone, uplink, queue=200, trace=Trace()).run([BATCH])
             await session.wait_applied(sent + 1)
 
     run(main())
@@ -137,7 +147,8 @@ def test_server_gone_in_mid_run(run: Run, tmp_path: pathlib.Path, backbone: Back
     async def main() -> None:
         async with serving(tmp_path) as server:
             client = await device(server)
-            session, pipeline = await begin(client, backbone, queue=200)
+            uplink, pipeline = await begin(client, backbone, queue=200)
+            session = uplink.session
             task = asyncio.get_running_loop().create_task(pipeline.run([BATCH] * 100_000))
             await session.wait_applied(1)
         with pytest.raises(ConnectionClosed):

@@ -14,18 +14,20 @@ from tests.sessions import spec
 
 
 def watch_on(busy: list[tuple[float, float]], offset: float | None = 0.0) -> tuple[Watch, Any, Trace]:
-    """Return a watch on a session and a pipeline that only hold figures."""
-    connection = types.SimpleNamespace(clock_offset=offset, bytes_sent=0)
-    session = types.SimpleNamespace(connection=connection, metrics=None, on_metrics=None, spec=spec(epochs=3))
+    """Return a watch on an uplink and a pipeline that only hold figures."""
+    session = types.SimpleNamespace(connection=types.SimpleNamespace(clock_offset=offset))
+    uplink = types.SimpleNamespace(
+        session=session, bytes_sent=0, metrics=None, on_metrics=None, spec=spec(epochs=3)
+    )
     pipeline = types.SimpleNamespace(busy=busy, samples=7, held=11)
     trace = Trace()
-    return Watch(cast(Any, session), cast(Any, pipeline), trace), session, trace
+    return Watch(cast(Any, uplink), cast(Any, pipeline), trace), uplink, trace
 
 
-def report(session: Any, metrics: Metrics) -> None:
-    """Act as the session does when METRICS come."""
-    session.metrics = metrics
-    session.on_metrics(metrics)
+def report(uplink: Any, metrics: Metrics) -> None:
+    """Act as the uplink does when METRICS come."""
+    uplink.metrics = metrics
+    uplink.on_metrics(metrics)
 
 
 def test_before_anything_happened() -> None:
@@ -39,9 +41,9 @@ def test_before_anything_happened() -> None:
 
 def test_overlap_is_on_one_clock() -> None:
     """The server's spans are moved by the offset of the clocks before they are compared."""
-    watch, session, trace = watch_on([(10.0, 11.0), (11.0, 12.0)], offset=100.0)
+    watch, uplink, trace = watch_on([(10.0, 11.0), (11.0, 12.0)], offset=100.0)
     spans = ((TRAIN, 1, 111_000_000, 500_000), (99, 1, 0, 1))
-    report(session, Metrics(stream=1, step=1, epoch=1, loss=0.5, busy=0.5, queue=2, spans=spans))
+    report(uplink, Metrics(stream=1, step=1, epoch=1, loss=0.5, busy=0.5, queue=2, spans=spans))
     assert watch.both_busy() == pytest.approx(0.25)
     assert (watch.device_busy, watch.server_busy) == (2.0, 0.5)
     ((*names, start, duration, batch),) = trace.spans
@@ -53,7 +55,7 @@ def test_overlap_is_on_one_clock() -> None:
 
 def test_link_rate() -> None:
     """The rate is that of the bytes since the window began."""
-    watch, session, _ = watch_on([])
+    watch, uplink, _ = watch_on([])
     assert watch.link_rate() == 0.0
-    session.connection.bytes_sent = 1_000_000
+    uplink.bytes_sent = 1_000_000
     assert watch.link_rate() > 0.0

@@ -1,0 +1,72 @@
+"""What a device remembers of an unfinished run, so that a run that was killed can go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+
+from ..errors import ConfigError, DataError
+from ..spec import SessionSpec
+
+__all__ = ["Resume"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resume:
+    """A small file beside the result: the session's id, its spec and the digest of its data.
+
+    Args:
+        path: the file; it never leaves the device.
+        data: digest of the token batches, in hex.
+
+    """
+
+    path: pathlib.Path
+    data: str
+
+    def load(self, spec: SessionSpec) -> bytes | None:
+        """Return the id of the unfinished session; None when there is none.
+
+        Args:
+            spec: what is to be trained now.
+
+        Raises:
+            DataError: the file cannot be read, or the unfinished session was another one.
+
+        """
+        try:
+            content = json.loads(self.path.read_bytes())
+            session = bytes.fromhex(content["session"])
+            found = SessionSpec.from_map(content["spec"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as exc:
+            raise DataError(f"{self.path} cannot be read ({exc}); delete it to start anew") from exc
+        if found != spec or content.get("data") != self.data:
+            raise DataError(
+                f"{self.path} is of an unfinished session with other options or data; "
+                "repeat those to go on with it, or delete the file to start anew"
+            )
+        return session
+
+    def save(self, session: bytes, spec: SessionSpec) -> None:
+        """Remember a session; the file is whole or absent.
+
+        Raises:
+            DataError: the file cannot be written.
+
+        """
+        content = json.dumps({"session": session.hex(), "data": self.data, "spec": spec.to_map()})
+        beside = self.path.with_name(self.path.name + ".new")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(content)
+            os.replace(beside, self.path)
+        except OSError as exc:
+            raise DataError(f"{self.path} cannot be written: {exc.strerror}; choose another --out") from exc
+
+    def clear(self) -> None:
+        """Forget the session."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,305 @@
+"""Send every batch exactly once over connections that break.
+
+What the server has not acknowledged as durable is kept, bounded in bytes. When the connection is lost, the
+uplink connects again with growing, random pauses, attaches to its session, and sends again what the server
+has not received; the server applies each batch once (``docs/protocol.md``, section "Exactly once"). A
+device that was killed itself makes an uplink with the session's id and starts after :attr:`Uplink.received`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import logging
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from ..codec import PackedTensor
+from ..errors import (
+    ConnectionClosed,
+    ErrorCode,
+    HandshakeError,
+    LocalProtocolError,
+    MobiLLMError,
+)
+from ..protocol import Evaluated, Finished, Metrics
+from ..spec import SessionSpec
+from .client import Client
+from .session import Batch, Session
+
+__all__ = ["KeptBatch", "Uplink"]
+
+logger = logging.getLogger("mobillm.device")
+
+T = TypeVar("T")
+Dial = Callable[[], Awaitable[Client]]
+
+# Full jitter (between 0 and the bound), so that many devices do not come back at once.
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds
+
+
+@dataclasses.dataclass(slots=True)
+class KeptBatch:
+    """A batch that may have to be sent again.
+
+    Attributes:
+        seq: its number.
+        samples, heldout: as in :meth:`Session.begin`.
+        tensors: what has been packed so far, in order.
+        whole: whether all tensors are there.
+
+    """
+
+    seq: int
+    samples: int
+    heldout: bool
+    tensors: list[tuple[int, PackedTensor]] = dataclasses.field(default_factory=list)
+    whole: bool = False
+
+    @property
+    def size(self) -> int:
+        """Packed bytes."""
+        return sum(packed.header.size for _, packed in self.tensors)
+
+
+class Uplink:
+    """One session over as many connections as it takes; for one task at a time.
+
+    Args:
+        dial: connects to the server; called again after each loss.
+        spec: what to train.
+        blobs: content that the spec names; sent only if the server lacks it.
+        session: id of a session that exists; None starts one.
+        keep: packed bytes that may be kept; sending waits for the server's disk beyond that.
+        patience: seconds after a loss in which connecting is tried again; 0 gives up at once, None never.
+
+    Attributes:
+        metrics: the server's last METRICS; None before the first.
+        on_metrics: called with each METRICS on the event loop; None calls nobody.
+        losses: how many connections were lost.
+        resent: how many batches were sent again, whole or in part.
+
+    """
+
+    def __init__(
+        self,
+        dial: Dial,
+        spec: SessionSpec,
+        *,
+        blobs: Iterable[bytes] = (),
+        session: bytes | None = None,
+        keep: int,
+        patience: float | None,
+    ) -> None:
+        self.spec = spec
+        self.losses = 0
+        self.resent = 0
+        self.metrics: Metrics | None = None
+        self.on_metrics: Callable[[Metrics], None] | None = None
+        self._dial = dial
+        self._blobs = list(blobs)
+        self._id = session
+        self._keep = keep
+        self._patience = patience
+        self._client: Client | None = None
+        self._session: Session | None = None
+        self._open_batch: Batch | None = None  # on the present connection
+        self._kept: collections.deque[KeptBatch] = collections.deque()
+        self._finishing = False
+        self._sent_before = 0  # bytes of earlier connections
+
+    @property
+    def session(self) -> Session:
+        """The session on the present connection."""
+        assert self._session is not None  # start() comes first
+        return self._session
+
+    @property
+    def id(self) -> bytes:
+        """The 16 bytes that name the session."""
+        return self.session.id
+
+    @property
+    def received(self) -> int:
+        """Number of the last batch that the server has received."""
+        return self.session.received
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes sent over all connections."""
+        return self._sent_before + self.session.connection.bytes_sent
+
+    async def start(self) -> None:
+        """Connect and open or attach to the session; a refusal or an absent server is an error at once."""
+        await self._attach()
+
+    async def close(self) -> None:
+        """Say goodbye; can be called more than once."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    # Batches.
+
+    async def begin(self, samples: int, *, heldout: bool = False) -> KeptBatch:
+        """Begin the next batch; waits while too much is kept."""
+        while self._kept and sum(batch.size for batch in self._kept) > self._keep:
+            await self._over_losses(lambda session: session.wait_durable(self._kept[0].seq))
+            self._forget()
+        seq = self._kept[-1].seq + 1 if self._kept else self.session.sent + 1
+        batch = KeptBatch(seq, samples, heldout)
+        self._kept.append(batch)
+        return batch
+
+    async def send(self, batch: KeptBatch, tensor: int, packed: PackedTensor) -> None:
+        """Send one tensor of the batch that was begun last; its memory must not change any more.
+
+        Raises:
+            RemoteError: the server ended the session.
+            ConnectionClosed: the connection was lost, and patience with it.
+
+        """
+        batch.tensors.append((tensor, packed))
+        try:
+            if self._open_batch is None:
+                self._open_batch = self.session.begin(batch.samples, heldout=batch.heldout)
+            await self._open_batch.send(tensor, packed)
+        except ConnectionClosed as exc:
+            await self._recover(exc)  # sends all that is kept, this tensor too
+
+    async def commit(self, batch: KeptBatch) -> None:
+        """End the batch.
+
+        Raises:
+            ConfigError: the tensors are not those that the spec asks for.
+            RemoteError: the server ended the session.
+            ConnectionClosed: the connection was lost, and patience with it.
+
+        """
+        batch.whole = True
+        try:
+            assert self._open_batch is not None  # a batch has tensors
+            await self._open_batch.commit()
+            self._open_batch = None
+        except ConnectionClosed as exc:
+            await self._recover(exc)
+        except BaseException:
+            batch.whole = False
+            raise
+        self._forget()
+
+    def abort(self) -> None:
+        """Give up the batch that is open."""
+        if self._kept and not self._kept[-1].whole:
+            self._kept.pop()
+            if self._open_batch is not None:
+                self._open_batch.abort()
+                self._open_batch = None
+
+    def _forget(self) -> None:
+        """Drop what is durable."""
+        while self._kept and self._kept[0].whole and self._kept[0].seq <= self.session.durable:
+            self._kept.popleft()
+
+    # The rest of the session.
+
+    async def finish(self) -> None:
+        """Say that no more batches will come."""
+        self._finishing = True
+        await self._over_losses(lambda session: session.finish())
+
+    async def wait_durable(self) -> None:
+        """Wait until every batch is on the server's disk."""
+        await self._over_losses(lambda session: session.wait_durable())
+        self._forget()
+
+    async def wait_finished(self) -> Finished:
+        """Wait until all epochs have been trained."""
+        return await self._over_losses(lambda session: session.wait_finished())
+
+    async def evaluate(self) -> Evaluated:
+        """Have the side network evaluated on the held-out batches."""
+        return await self._over_losses(lambda session: session.evaluate())
+
+    async def pull(self) -> bytes:
+        """Return the side network's weights as they are now."""
+        return await self._over_losses(lambda session: session.pull())
+
+    async def _over_losses(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await work(self.session)
+            except ConnectionClosed as exc:
+                await self._recover(exc)
+
+    # Connections.
+
+    async def _attach(self) -> None:
+        client = await self._dial()
+        try:
+            if self._id is None:
+                session = await client.open(self.spec, blobs=self._blobs)
+            else:
+                session = await client.attach(self._id, self.spec, blobs=self._blobs)
+        except BaseException:
+            await client.close()
+            raise
+        if self._session is not None:
+            self._sent_before += self._session.connection.bytes_sent
+        self._client, self._session, self._id = client, session, session.id
+        session.on_metrics = self._note
+        client.connection.ping()  # for the offset of the clocks
+        self._forget()
+
+    def _note(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        if self.on_metrics is not None:
+            self.on_metrics(metrics)
+
+    async def _recover(self, cause: ConnectionClosed) -> None:
+        """Connect again and send what the server has not received, until patience runs out."""
+        self.losses += 1
+        deadline = math.inf if self._patience is None else time.monotonic() + self._patience
+        pause = FIRST_PAUSE
+        last: MobiLLMError | TimeoutError = cause
+        while time.monotonic() < deadline:
+            logger.warning("= the connection was lost (%s); connecting again", last)
+            await self.close()
+            await asyncio.sleep(min(random.uniform(0, pause), max(0.0, deadline - time.monotonic())))
+            pause = min(2 * pause, LONGEST_PAUSE)
+            try:
+                await self._attach()
+                await self._resend()
+                return
+            except (ConnectionClosed, TimeoutError) as exc:
+                last = exc
+            except HandshakeError as exc:
+                if exc.retry_after is None:
+                    raise
+                last = exc
+                pause = max(pause, exc.retry_after)
+        raise last
+
+    async def _resend(self) -> None:
+        """Send again what is kept and has not been received; the open batch stays open."""
+        self._open_batch = None
+        for kept in self._kept:
+            if kept.seq <= self.session.received:
+                continue
+            if kept.seq != self.session.sent + 1:
+                text = f"the server wants batch {self.session.sent + 1}, which is kept no more"
+                raise LocalProtocolError(ErrorCode.GAP, text)
+            self.resent += 1
+            batch = self.session.begin(kept.samples, heldout=kept.heldout)
+            for tensor, packed in kept.tensors:
+                await batch.send(tensor, packed)
+            if kept.whole:
+                await batch.commit()
+            else:
+                self._open_batch = batch
+        if self._finishing:
+            await self.session.finish()

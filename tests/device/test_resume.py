@@ -1,0 +1,50 @@
+"""What a device remembers of an unfinished run."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from mobillm.device.resume import Resume
+from mobillm.errors import DataError
+from tests.sessions import spec
+
+
+def test_round_trip(tmp_path: pathlib.Path) -> None:
+    """A session is remembered until it is cleared; there is none at first."""
+    resume = Resume(tmp_path / "out" / "session.json", "da7a")
+    assert resume.load(spec()) is None
+    resume.save(b"x" * 16, spec())
+    assert resume.load(spec()) == b"x" * 16
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["session.json"]
+    resume.clear()
+    assert resume.load(spec()) is None
+    resume.clear()
+
+
+def test_another_session(tmp_path: pathlib.Path) -> None:
+    """Other options are refused, with what to do."""
+    resume = Resume(tmp_path / "session.json", "da7a")
+    resume.save(b"x" * 16, spec())
+    with pytest.raises(DataError, match="repeat those to go on with it, or delete the file"):
+        resume.load(spec(seed=4))
+    with pytest.raises(DataError, match="other options or data"):
+        Resume(resume.path, "0the7").load(spec())
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"session": "zz", "spec": {}}', '{"session": "00", "spec": 1}']
+)
+def test_damaged_file(tmp_path: pathlib.Path, content: str) -> None:
+    """A damaged file is named, with what to do."""
+    (tmp_path / "session.json").write_text(content)
+    with pytest.raises(DataError, match="delete it to start anew"):
+        Resume(tmp_path / "session.json", "da7a").load(spec())
+
+
+def test_a_place_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
+    """The error names the file."""
+    (tmp_path / "out").write_text("")
+    with pytest.raises(DataError, match="choose another --out"):
+        Resume(tmp_path / "out" / "session.json", "da7a").save(b"x" * 16, spec())

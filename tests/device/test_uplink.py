@@ -1,0 +1,238 @@
+"""Exactly once over connections and servers that break: the weights are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import random
+
+import pytest
+
+from mobillm.device import Client, connect
+from mobillm.device.packing import pack_batch
+from mobillm.device.uplink import Uplink
+from mobillm.errors import ConfigError, ConnectionClosed, HandshakeError, RemoteError
+from mobillm.options import Limits
+from mobillm.server import serve
+from mobillm.spec import SessionSpec
+from tests.conftest import Run
+from tests.sessions import KEYS, QUICK, TOKEN, arrays, device, packed, serving, spec, train
+
+BATCHES = 12
+SPEC = spec(batches=BATCHES, epochs=2)
+
+
+async def send(uplink: Uplink, first: int, last: int, chaos: random.Random | None = None) -> None:
+    """Send batches tensor by tensor; cut the connection between tensors as ``chaos`` says."""
+    for seq in range(first, last + 1):
+        data = arrays(seq)
+        batch = await uplink.begin(len(data.lengths))
+        assert batch.seq == seq
+        for number, tensor in pack_batch(uplink.spec, data.taps, data.lengths, data.targets).items():
+            if chaos is not None and chaos.random() < 0.1:
+                uplink.session.connection.abort()
+            await uplink.send(batch, number, tensor)
+        if chaos is not None and chaos.random() < 0.1:
+            uplink.session.connection.abort()
+        await uplink.commit(batch)
+
+
+async def rest(uplink: Uplink) -> bytes:
+    """Finish the session and pull its weights."""
+    await uplink.finish()
+    await uplink.wait_finished()
+    return await uplink.pull()
+
+
+async def undisturbed(directory: pathlib.Path) -> bytes:
+    """Return the weights of a run without any fault."""
+    async with serving(directory) as server, device(server) as client:
+        return (await train(client, SPEC, BATCHES))[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cut_connections(run_once: Run, tmp_path: pathlib.Path, seed: int) -> None:
+    """Connections are cut between and inside batches; the weights are bit-equal."""
+
+    async def main() -> None:
+        expected = await undisturbed(tmp_path / "a")
+        async with serving(tmp_path / "b") as server:
+
+            async def dial() -> Client:
+                return await device(server)
+
+            uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
+            await uplink.start()
+            await send(uplink, 1, BATCHES, random.Random(seed))
+            assert uplink.losses > 0
+            uplink.session.connection.abort()  # and once more, while the server trains the second epoch
+            assert await rest(uplink) == expected
+            await uplink.close()
+
+    run_once(main())
+
+
+def test_restarted_server(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """The server stops in mid-run and comes back at the same address; the weights are bit-equal."""
+
+    async def main() -> None:
+        expected = await undisturbed(tmp_path / "a")
+        async with serving(tmp_path / "b") as server:
+            address = server.address
+
+            async def dial() -> Client:
+                return await connect(address, token=TOKEN, timeouts=QUICK)
+
+            uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
+            await uplink.start()
+            await send(uplink, 1, 5)
+
+        async def come_back() -> None:
+            await asyncio.sleep(0.3)
+            async with serve(address, keys=KEYS, directory=tmp_path / "b", timeouts=QUICK):
+                await done.wait()
+
+        done = asyncio.Event()
+        later = asyncio.get_running_loop().create_task(come_back())
+        await send(uplink, 6, BATCHES)
+        assert await rest(uplink) == expected
+        assert uplink.losses >= 1
+        await uplink.close()
+        done.set()
+        await later
+
+    run_once(main())
+
+
+def test_restarted_device(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A device that knows only its session's id goes on after what the server has received."""
+
+    async def main() -> None:
+        expected = await undisturbed(tmp_path / "a")
+        async with serving(tmp_path / "b") as server:
+
+            async def dial() -> Client:
+                return await device(server)
+
+            first = Uplink(dial, SPEC, keep=1 << 20, patience=0)
+            await first.start()
+            await send(first, 1, 5)
+            half = await first.begin(4)
+            tensors = pack_batch(SPEC, arrays(6).taps, arrays(6).lengths, arrays(6).targets)
+            await first.send(half, *next(iter(tensors.items())))
+            first.session.connection.abort()  # the process is killed
+            await first.close()
+            second = Uplink(dial, SPEC, session=first.id, keep=1 << 20, patience=0)
+            await second.start()
+            assert second.received == 5
+            await send(second, 6, BATCHES)
+            assert await rest(second) == expected
+            await second.close()
+
+    run_once(main())
+
+
+def test_what_is_kept_is_bounded(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """Beyond the bound sending waits for the server's disk, and what is durable is dropped."""
+
+    async def main() -> None:
+        size = packed(SPEC, 1).size
+        async with serving(tmp_path) as server:
+
+            async def dial() -> Client:
+                return await device(server)
+
+            uplink = Uplink(dial, SPEC, keep=3 * size, patience=0)
+            await uplink.start()
+            for seq in range(1, BATCHES + 1):
+                await send(uplink, seq, seq)
+                assert sum(batch.size for batch in uplink._kept) <= 4 * 2 * size
+            await uplink.wait_durable()
+            assert not uplink._kept
+            await uplink.close()
+
+    run_once(main())
+
+
+def test_patience_ends(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A server that does not come back is an error after the patience, with the last reason."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server:
+            address = server.address
+
+            async def dial() -> Client:
+                return await connect(address, token=TOKEN, timeouts=QUICK)
+
+            uplink = Uplink(dial, SPEC, keep=1 << 20, patience=0.6)
+            await uplink.start()
+            await send(uplink, 1, 2)
+        before = asyncio.get_running_loop().time()
+        with pytest.raises(ConnectionClosed, match="cannot reach"):
+            await send(uplink, 3, 3)
+        assert asyncio.get_running_loop().time() - before < 2.0
+        await uplink.close()
+
+    run_once(main())
+
+
+def test_refusals_are_not_tried_again(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A wrong token, an unknown session and a batch that does not fit end the uplink at once."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server:
+            tokens = [TOKEN, "wrong"]
+
+            async def dial() -> Client:
+                return await device(server, token=tokens.pop(0))
+
+            uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
+            await uplink.start()
+            uplink.session.connection.abort()
+            with pytest.raises(HandshakeError, match="unknown tenant or wrong token"):
+                await send(uplink, 1, 1)
+            await uplink.close()
+
+            async def again() -> Client:
+                return await device(server)
+
+            unknown = Uplink(again, SPEC, session=bytes(16), keep=1 << 20, patience=20.0)
+            with pytest.raises(RemoteError, match="SESSION_UNKNOWN"):
+                await unknown.start()
+
+    run_once(main())
+
+
+def test_abort_frees_the_number(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A batch that lacks a tap cannot be ended; given up, its number is used again."""
+
+    async def main() -> None:
+        expected = await undisturbed(tmp_path / "a")
+        async with serving(tmp_path / "b", limits=Limits()) as server:
+
+            async def dial() -> Client:
+                return await device(server)
+
+            uplink = Uplink(dial, SPEC, keep=1 << 20, patience=0)
+            await uplink.start()
+            tensors = pack_batch(SPEC, arrays(9).taps, arrays(9).lengths, arrays(9).targets)
+            batch = await uplink.begin(4)
+            await uplink.send(batch, *next(iter(tensors.items())))
+            with pytest.raises(ConfigError, match="is missing"):
+                await uplink.commit(batch)
+            uplink.abort()
+            await send(uplink, 1, BATCHES)
+            assert await rest(uplink) == expected
+            await uplink.close()
+
+    run_once(main())
+
+
+def test_spec_is_the_sessions() -> None:
+    """The uplink's spec is what its batches are packed for."""
+
+    async def dial() -> Client:
+        raise AssertionError
+
+    what: SessionSpec = SPEC
+    assert Uplink(dial, what, keep=1, patience=None).spec is what

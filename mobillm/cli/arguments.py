@@ -140,10 +140,17 @@ def add_data(parser: Parser) -> None:
         "that is no file is a data set of the Hugging Face hub: NAME[:CONFIG[:SPLIT]]",
     )
     group.add_argument("--text-column", metavar="C", help="text (default: sentence or text)")
-    group.add_argument("--pair-column", metavar="C", help="second sentence; for causal-lm the completion")
+    group.add_argument(
+        "--pair-column",
+        metavar="C",
+        help="second sentence; for causal-lm the completion: it follows the text as it is, and only it is "
+        "learnt",
+    )
     group.add_argument("--label-column", metavar="C", help="class or value (default: label)")
     group.add_argument("--no-header", action="store_true", help="the first line of a TSV or CSV is data")
-    group.add_argument("--limit", type=at_least(1), metavar="N", help="use the first N examples only")
+    group.add_argument(
+        "--limit", type=at_least(1), metavar="N", help="use the first N examples of --data only"
+    )
 
 
 def at_least(low: int) -> Callable[[str], int]:

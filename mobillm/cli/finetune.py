@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ __all__ = ["add", "run"]
 _EXAMPLES = """\
   mobillm finetune --model smollm2 --data train.tsv --heldout dev.tsv --epochs 3 --out mood
   mobillm finetune --model smollm2 --data train.csv --text-column 3 --no-header \\
-      --label-column 1 --labels no,yes --out grammar
+      --label-column 1 --out grammar
   mobillm finetune --model stories15m --task causal-lm --data stories.txt --out stories
   mobillm finetune --server mobillms://gpu.example:7707 --ca ca.pem --token-file token \\
       --model ./model --data train.jsonl --text-column q --label-column a --out answers
@@ -157,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         args.trace.parent.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone(args, taps=args.taps, lm_head=args.task == "causal-lm")
     disclosed = sys.stderr if args.json else sys.stdout
-    with ProgressDisplay() as display:
+    with ProgressDisplay() as display, _how_to_go_on(args.out):
         report = finetune(
             backbone,
             train.examples,
@@ -186,6 +188,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_summary(report, args))
     return DONE
+
+
+@contextlib.contextmanager
+def _how_to_go_on(directory: Path) -> Iterator[None]:
+    """Say on Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (directory / "session.json").exists():
+            say(
+                "the session stays on the server; the same command again goes on with it, "
+                f"deleting {directory / 'session.json'} starts anew"
+            )
+        raise
 
 
 def _specs(args: argparse.Namespace) -> tuple[SideSpec, OptimizerSpec, CodecSpec]:

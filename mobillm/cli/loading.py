@@ -64,8 +64,8 @@ def load_tuned(args: argparse.Namespace, config: SideConfig) -> SideTuned:
     """
     from ..nn.sidetuned import SideTuned
 
-    taps = ",".join(map(str, config.spec.model.taps))
-    backbone = load_backbone(args, taps=taps, lm_head=config.spec.task == "causal-lm")
+    # The side network says which layers it needs, once it is known that it fits the model.
+    backbone = load_backbone(args, taps="all", lm_head=config.spec.task == "causal-lm")
     return SideTuned.from_pretrained(backbone, args.side)
 
 

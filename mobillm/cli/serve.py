@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import importlib
 import ipaddress
+import os
 import signal
 import ssl
 from collections.abc import Callable, Mapping
@@ -18,9 +19,11 @@ from ..transport.tokens import create_token_file, read_token_file
 from .access import TOKEN_FILE, data_directory
 from .arguments import Subparsers, add_command, address, at_least, half_of_cores
 from .console import print_json, say
-from .failure import DONE
+from .failure import DONE, INTERRUPTED
 
 __all__ = ["add", "run"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _EXAMPLES = """\
   mobillm serve
@@ -112,20 +115,23 @@ async def _serve(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stopping(number: int) -> None:
-        # A second signal ends the process at once.
-        loop.remove_signal_handler(number)
+    def stopping() -> None:
+        # A second signal ends the process at once: what is on the disk survives a crash, too.
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, lambda *_: os._exit(INTERRUPTED))
         say("stopping; again to stop at once")
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping, number)
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stopping)
     async with app.serve(where, keys=keys, directory=directory, device=device, tls=tls) as server:
         if as_json:
             print_json({"address": str(server.address)})
         else:
             print(f"listening on {server.address}", flush=True)
         await stop.wait()
+    say("stopped")
 
 
 def _tls(args: argparse.Namespace) -> ssl.SSLContext | None:

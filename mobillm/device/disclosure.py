@@ -8,12 +8,14 @@ from ..spec import SessionSpec
 __all__ = ["disclosure"]
 
 
-def disclosure(spec: SessionSpec, tokens_per_sample: float) -> str:
+def disclosure(spec: SessionSpec, samples: int, tokens: int, head: int = 0) -> str:
     """Say what a session sends and what it does not.
 
     Args:
         spec: the session.
-        tokens_per_sample: mean tokens of a sample.
+        samples: how many will be sent, held-out ones included.
+        tokens: how many they have.
+        head: bytes of the LM head's blob.
 
     Returns:
         a few lines for a person.
@@ -21,19 +23,21 @@ def disclosure(spec: SessionSpec, tokens_per_sample: float) -> str:
     """
     fmt = Format.parse(spec.codec.format)
     row = row_size(fmt, spec.codec.block, spec.model.hidden_size)
-    size = tokens_per_sample * row * len(spec.model.taps)
+    size = tokens * row * len(spec.model.taps)
     layers = ", ".join(map(str, spec.model.taps))
     lines = [
         "What leaves this device:",
         f"  hidden states of every token after layers {layers} of {spec.model.layers}, "
         f"{spec.model.hidden_size} values each, packed as {spec.codec.format}: "
-        f"about {size / 1000:.1f} kB per sample ({tokens_per_sample:.0f} tokens)",
+        f"about {size / samples / 1000:.1f} kB per sample ({tokens / samples:.0f} tokens), "
+        f"{size / 1e6:.1f} MB for all {samples}, held-out ones included",
         "  the number of tokens of each sample",
     ]
     if spec.task == "causal-lm":
         lines += [
             "  the target of each token, which is the NEXT TOKEN'S ID IN PLAIN: the server can read the text",
-            "  the model's final norm and LM head (public weights), once per model",
+            f"  the model's final norm and LM head (public weights, {head / 1e6:.1f} MB), "
+            "if the server lacks them",
         ]
     elif spec.task == "regression":
         lines.append("  the target value of each sample, in plain")

@@ -171,7 +171,7 @@ async def finetune_async(
     job = await asyncio.to_thread(_prepare, backbone, dataset, options)
     on_start = options.get("on_start")
     if on_start is not None:
-        on_start(disclosure(job.spec, job.tokens / job.samples))
+        on_start(disclosure(job.spec, job.samples, job.tokens, len(job.head or b"")))
     trace = Trace()
     limits = options.get("limits") or Limits()
     timeouts = options.get("timeouts") or Timeouts()
@@ -233,7 +233,7 @@ async def _run(
     evaluation = None
     if options.get("heldout"):
         evaluated = await uplink.evaluate()
-        evaluation = {"samples": float(evaluated.samples), **evaluated.values}
+        evaluation = {"samples": evaluated.samples, **evaluated.values}
     weights = await uplink.pull()
     output = options.get("output")
     if output is not None:

@@ -8,14 +8,15 @@ from tests.sessions import spec
 
 def test_each_task_says_what_its_targets_are() -> None:
     """The most telling part of each task is named in plain words."""
-    classes = disclosure(spec(), 10.0)
+    classes = disclosure(spec(), 100, 1000)
     assert "layers 2, 4 of 4" in classes
-    assert "about 0.2 kB per sample" in classes
+    assert "about 0.2 kB per sample (10 tokens), 0.0 MB for all 100" in classes
     assert "class number" in classes
     assert "What does not leave it: texts, token ids" in classes
-    assert "target value" in disclosure(spec(task="regression", outputs=1), 10.0)
-    language = disclosure(spec(task="causal-lm", head="0" * 64), 10.0)
+    assert "target value" in disclosure(spec(task="regression", outputs=1), 100, 1000)
+    language = disclosure(spec(task="causal-lm", head="0" * 64), 100, 1000, 2_500_000)
     assert "NEXT TOKEN'S ID IN PLAIN" in language
     assert "texts, token ids" not in language
+    assert "LM head (public weights, 2.5 MB)" in language
     for text in (classes, language):
         assert "can be inverted" in text

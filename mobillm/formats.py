@@ -26,8 +26,8 @@ class Format(enum.IntEnum):
     """Wire code of a packed format.
 
     ``F32``, ``F16``, ``BF16``, ``I32`` store little-endian values as they are. ``ASYMb`` stores b-bit
-    codes with an fp16 scale and an fp16 minimum per block. ``NF4`` stores 4-bit codes of the
-    NormalFloat table with one fp16 scale (the block's absolute maximum).
+    codes with an fp16 scale and an fp16 minimum per block. ``NF4`` and ``FP4`` store 4-bit codes and
+    ``F8`` 8-bit codes of a table, with one fp16 scale (the block's absolute maximum).
     """
 
     F32 = 0
@@ -39,8 +39,11 @@ class Format(enum.IntEnum):
     ASYM4 = 20
     ASYM5 = 21
     ASYM6 = 22
+    ASYM7 = 23
     ASYM8 = 24
     NF4 = 36
+    FP4 = 37
+    F8 = 40
 
     @property
     def bits(self) -> int:
@@ -87,10 +90,13 @@ _BITS = {
     Format.ASYM4: 4,
     Format.ASYM5: 5,
     Format.ASYM6: 6,
+    Format.ASYM7: 7,
     Format.ASYM8: 8,
     Format.NF4: 4,
+    Format.FP4: 4,
+    Format.F8: 8,
 }
-_TRAILER = {Format.NF4: 2}
+_TRAILER = {Format.NF4: 2, Format.FP4: 2, Format.F8: 2}
 
 
 def row_size(fmt: Format, block: int, width: int) -> int:

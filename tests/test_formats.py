@@ -20,8 +20,11 @@ TABLE = {
     "ASYM4": (20, 4, 4),
     "ASYM5": (21, 5, 4),
     "ASYM6": (22, 6, 4),
+    "ASYM7": (23, 7, 4),
     "ASYM8": (24, 8, 4),
     "NF4": (36, 4, 2),
+    "FP4": (37, 4, 2),
+    "F8": (40, 8, 2),
 }
 
 
@@ -39,10 +42,10 @@ def test_parse(name: str) -> None:
     assert Format.parse(name) is Format.ASYM4
 
 
-@pytest.mark.parametrize("name", ["", "asym7", "int4", "20"])
+@pytest.mark.parametrize("name", ["", "asym9", "int4", "20"])
 def test_parse_refuses_other_names(name: str) -> None:
     """The error lists the names that would have been accepted, without the one for integers."""
-    with pytest.raises(ConfigError, match=r"one of f32, f16, bf16, asym2.*nf4") as caught:
+    with pytest.raises(ConfigError, match=r"one of f32, f16, bf16, asym2.*nf4, fp4, f8") as caught:
         Format.parse(name)
     assert caught.value.field == "codec.format"
     assert "i32" not in str(caught.value)
@@ -64,6 +67,9 @@ def test_parse_refuses_other_names(name: str) -> None:
         (Format.ASYM8, 32, 31, 35),
         (Format.NF4, 64, 64, 34),
         (Format.NF4, 64, 1, 3),
+        (Format.ASYM7, 64, 64, 60),
+        (Format.FP4, 64, 65, 34 + 3),
+        (Format.F8, 32, 33, 34 + 3),
     ],
 )
 def test_row_size(fmt: Format, block: int, width: int, size: int) -> None:

@@ -157,7 +157,7 @@ CASES: list[tuple[Record, str, list[Any], list[Any]]] = [
     (OptimizerSpec(), "warmup", [0.0, 0.5], [-0.1, 0.6, math.nan]),
     (OptimizerSpec(), "clip", [0.0, 1e9], [-1.0, math.inf, math.nan]),
     (OptimizerSpec(), "ema", [0.0, 0.999], [-0.1, 1.0, math.nan]),
-    (CodecSpec(), "format", ["f32", "bf16", "asym2", "nf4"], ["i32", "asym7", ""]),
+    (CodecSpec(), "format", ["f32", "bf16", "asym2", "nf4"], ["i32", "asym9", ""]),
     (CodecSpec(), "block", [32, 64, 128], [0, 16, 256]),
     (CLASSIFICATION, "task", ["classification"], ["regression", "causal-lm", "ranking"]),
     (CLASSIFICATION, "outputs", [2, 1 << 22], [0, 1, (1 << 22) + 1]),

@@ -112,7 +112,9 @@ def _spans(fmt: Format, block: int, width: int) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def refusal(fmt: Format, limit: float, position: tuple[int, ...], value: float) -> QuantizationError:
+def refusal(
+    fmt: Format, limit: float, position: tuple[int, ...], value: float, *, equalized: bool = False
+) -> QuantizationError:
     """Build the error for the first value that a format cannot carry.
 
     Args:
@@ -120,6 +122,7 @@ def refusal(fmt: Format, limit: float, position: tuple[int, ...], value: float) 
         limit: the largest magnitude it carries.
         position: index of the value in the caller's tensor.
         value: that value; NaN, infinite or larger than ``limit``.
+        equalized: whether the limit applies to the value divided by its channel's factor.
 
     Returns:
         The error, for the caller to raise.
@@ -127,7 +130,10 @@ def refusal(fmt: Format, limit: float, position: tuple[int, ...], value: float) 
     """
     if math.isfinite(value):
         wider = "f32" if fmt is Format.BF16 else "bf16 or f32"
-        reason = f"its magnitude is above {limit:g}, the limit of {fmt.name.lower()}; use format {wider}"
+        divided = " divided by its channel's factor" if equalized else ""
+        reason = (
+            f"its magnitude{divided} is above {limit:g}, the limit of {fmt.name.lower()}; use format {wider}"
+        )
     else:
         reason = (
             "only finite values can be packed; look for an overflow in the model's forward pass "

@@ -14,31 +14,40 @@ import numpy.typing as npt
 from ..errors import ConfigError, QuantizationError
 from ..formats import Format
 from . import blocks
+from .equalizer import check_equalizer, reciprocal
 from .layout import Layout, refusal
 from .tables import largest
+from .workspace import Workspace
 
-__all__ = ["Packed", "dequantize", "quantize"]
+__all__ = ["Equalizer", "Packed", "dequantize", "quantize"]
 
 Packed = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
+Equalizer = npt.NDArray[np.float16]
+Floats = npt.NDArray[np.float32]
 
 # Values handled at a time: the fp32 temporaries of a chunk stay in a core's own cache.
-_CHUNK = 1 << 17
+_CHUNK = 1 << 18
+_workspace = Workspace()
 
 
-def quantize(x: npt.NDArray[Any], fmt: Format, block: int = 64) -> npt.NDArray[np.uint8]:
+def quantize(
+    x: npt.NDArray[Any], fmt: Format, block: int = 64, *, equalizer: Equalizer | None = None
+) -> npt.NDArray[np.uint8]:
     """Quantize and pack an array.
 
     Args:
         x: float32 or float16 values of rank 0 to 8, in any memory order; int32 for ``I32``.
         fmt: the packed format.
         block: consecutive values of the last axis that share a scale: 32, 64 or 128.
+        equalizer: float16 factors [width] from :func:`~mobillm.kernels.calibrate`, by which channels are
+            divided first; None divides by nothing.
 
     Returns:
         A new uint8 array [:func:`~mobillm.formats.packed_size`].
 
     Raises:
         QuantizationError: a value is NaN, infinite or too large for the format.
-        ConfigError: the type, the rank or the block is not one of the above.
+        ConfigError: the type, the rank, the block or the equalizer is not one of the above.
 
     """
     layout = Layout.of(fmt, block, x.shape)
@@ -48,14 +57,23 @@ def quantize(x: npt.NDArray[Any], fmt: Format, block: int = 64) -> npt.NDArray[n
         raise ConfigError(
             "x.dtype", str(x.dtype), f"{names} for {fmt.name.lower()}; convert the values first"
         )
+    if equalizer is not None:
+        check_equalizer(equalizer, layout.width, fmt)
     if layout.size == 0:
         return np.empty(0, np.uint8)
     if fmt.is_block:
-        return _quantize_blocks(x, fmt, layout)
+        return _quantize_blocks(x, fmt, layout, None if equalizer is None else reciprocal(equalizer))
     return _quantize_plain(x, fmt)
 
 
-def dequantize(packed: Packed, fmt: Format, shape: Sequence[int], block: int = 64) -> npt.NDArray[Any]:
+def dequantize(
+    packed: Packed,
+    fmt: Format,
+    shape: Sequence[int],
+    block: int = 64,
+    *,
+    equalizer: Equalizer | None = None,
+) -> npt.NDArray[Any]:
     """Unpack and dequantize a packed tensor.
 
     Args:
@@ -63,28 +81,44 @@ def dequantize(packed: Packed, fmt: Format, shape: Sequence[int], block: int = 6
         fmt: the packed format.
         shape: axes of the tensor; an empty shape is a single value.
         block: consecutive values of the last axis that share a scale: 32, 64 or 128.
+        equalizer: the factors that the tensor was quantized with, or None.
 
     Returns:
         A new, writable array of ``shape``; int32 for ``I32``, else float32. The content is not checked:
         damaged bytes may give values that are not finite.
 
     Raises:
-        ConfigError: the size does not fit the shape, or the rank or the block is out of range.
+        ConfigError: the size does not fit the shape, the rank or the block is out of range, or the
+            equalizer does not fit the width.
 
     """
     layout = Layout.of(fmt, block, shape)
+    if equalizer is not None:
+        check_equalizer(equalizer, layout.width, fmt)
     octets = np.frombuffer(packed, np.uint8)
     layout.check_packed(octets.size, fmt, block, shape)
     if not fmt.is_block:
         return _dequantize_plain(octets, fmt).reshape(shape)
     out = np.empty((layout.rows, layout.width), np.float32)
     records = octets.reshape(layout.rows, layout.row_size)
+    factors = None if equalizer is None else equalizer.astype(np.float32)
     for rows in _row_chunks(layout):
-        for span in layout.spans:
-            part = records[rows, span.octets].reshape(-1, span.record)
-            target = out[rows, span.columns]
-            target[...] = blocks.decode(fmt, part, span.values).reshape(target.shape)
+        _decode_rows(fmt, layout, records[rows], out[rows])
+        if factors is not None:
+            out[rows] *= factors
     return out.reshape(shape)
+
+
+def _decode_rows(fmt: Format, layout: Layout, records: npt.NDArray[np.uint8], out: Floats) -> None:
+    for span in layout.spans:
+        part = records[:, span.octets].reshape(-1, span.record)
+        if len(layout.spans) == 1:
+            blocks.decode(fmt, part, span.values, out.reshape(-1, span.values))
+            continue
+        target = out[:, span.columns]
+        values = _workspace.take("values", (len(part), span.values), np.float32)
+        blocks.decode(fmt, part, span.values, values)
+        target[...] = values.reshape(target.shape)
 
 
 def _row_chunks(layout: Layout) -> list[slice]:
@@ -94,19 +128,38 @@ def _row_chunks(layout: Layout) -> list[slice]:
     return [slice(start, min(start + step, layout.rows)) for start in range(0, layout.rows, step)]
 
 
-def _quantize_blocks(x: npt.NDArray[Any], fmt: Format, layout: Layout) -> npt.NDArray[np.uint8]:
+def _quantize_blocks(
+    x: npt.NDArray[Any], fmt: Format, layout: Layout, inverse: Floats | None
+) -> npt.NDArray[np.uint8]:
     out = np.empty((layout.rows, layout.row_size), np.uint8)
     values = x.reshape(layout.rows, layout.width)
     limit = largest(fmt)
     for rows in _row_chunks(layout):
         for span in layout.spans:
-            part = np.ascontiguousarray(values[rows, span.columns], np.float32).reshape(-1, span.values)
+            part = _part(values[rows, span.columns], None if inverse is None else inverse[span.columns])
+            part = part.reshape(-1, span.values)
             low, high = blocks.extremes(part)
             if not (low.min() >= -limit and high.max() <= limit):
-                raise _refusal(x, fmt, limit)
+                raise _refusal(x, fmt, limit, inverse)
             target = out[rows, span.octets]
-            target[...] = blocks.encode(fmt, part, low, high).reshape(target.shape)
+            if len(layout.spans) == 1:
+                blocks.encode(fmt, part, low, high, target.reshape(-1, span.record))
+                continue
+            records = _workspace.take("records", (len(part), span.record), np.uint8)
+            blocks.encode(fmt, part, low, high, records)
+            target[...] = records.reshape(target.shape)
     return out.reshape(-1)
+
+
+def _part(values: npt.NDArray[Any], inverse: Floats | None) -> Floats:
+    if inverse is None and values.dtype == np.float32 and values.flags.c_contiguous:
+        return values
+    part: Floats = _workspace.take("part", values.shape, np.float32)
+    np.copyto(part, values)
+    if inverse is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            part *= inverse
+    return part
 
 
 def _quantize_plain(x: npt.NDArray[Any], fmt: Format) -> npt.NDArray[np.uint8]:
@@ -116,7 +169,7 @@ def _quantize_plain(x: npt.NDArray[Any], fmt: Format) -> npt.NDArray[np.uint8]:
     with np.errstate(invalid="ignore"):
         low, high = float(x.min()), float(x.max())  # both are NaN if any value is
     if not (low >= -limit and high <= limit):
-        raise _refusal(x, fmt, limit)
+        raise _refusal(x, fmt, limit, None)
     if fmt is Format.F16:
         return np.array(x, "<f2", order="C").reshape(-1).view(np.uint8)
     single = np.array(x, "<f4", order="C").reshape(-1)
@@ -138,8 +191,9 @@ def _dequantize_plain(octets: npt.NDArray[np.uint8], fmt: Format) -> npt.NDArray
     return (octets.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-def _refusal(x: npt.NDArray[Any], fmt: Format, limit: float) -> QuantizationError:
+def _refusal(x: npt.NDArray[Any], fmt: Format, limit: float, inverse: Floats | None) -> QuantizationError:
     values = np.asarray(x, np.float32)
-    fits = np.abs(values) <= limit
+    with np.errstate(over="ignore", invalid="ignore"):
+        fits = np.abs(values if inverse is None else values * inverse) <= limit
     position = tuple(int(i) for i in np.unravel_index(int(np.argmin(fits)), values.shape))
-    return refusal(fmt, limit, position, float(values[position]))
+    return refusal(fmt, limit, position, float(values[position]), equalized=inverse is not None)

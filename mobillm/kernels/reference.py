@@ -5,7 +5,6 @@ Follows the numbered statements of ``docs/packed-tensors.md``. Input is not chec
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..formats import Format
-from .tables import NF4_VALUES
+from .tables import table_of
 
 __all__ = ["dequantize", "pack_codes", "quantize", "unpack_codes"]
 
@@ -114,13 +113,14 @@ def _code(value: np.float32, low: np.float32, inverse: np.float32, top: int) -> 
 
 def _encode_block(values: list[np.float32], fmt: Format) -> bytes:
     low, high = min(values), max(values)
-    if fmt is Format.NF4:
-        absmax = _f16(max(abs(low), abs(high)))
-        absmax = absmax if absmax != 0 else _F32(1)
-        ratios = [value * (_F32(1) / absmax) for value in values]
-        middles = [(a + b) / _F32(2) for a, b in itertools.pairwise(NF4_VALUES)]
-        codes = [next((i for i, middle in enumerate(middles) if ratio <= middle), 15) for ratio in ratios]
-        return pack_codes(codes, 4) + _trailer(absmax)
+    if not fmt.is_asym:
+        absmax = max(abs(low), abs(high))
+        if fmt is Format.F8:
+            inverse = _F32(448) / max(absmax, _F32(2.0**-24))
+            return bytes(_f8_code(value * inverse) for value in values) + _trailer(absmax)
+        inverse = _F32(255) / ((absmax + absmax) + _F32(1e-8))
+        grid = [_code(value, -absmax, inverse, 255) for value in values]
+        return pack_codes([_nearest(fmt, point) for point in grid], 4) + _trailer(absmax)
     if fmt is Format.ASYM4:
         low = _f16(low)
         scale = _f16((high - low) / _F32(15))
@@ -135,10 +135,29 @@ def _encode_block(values: list[np.float32], fmt: Format) -> bytes:
     return pack_codes(codes, fmt.bits) + _trailer(scale * _F32(2**drop), middle)
 
 
+def _nearest(fmt: Format, point: int) -> int:
+    target = 0.0 if point in (127, 128) else (point - 127.5) / 127.5
+    values = [float(value) for value in table_of(fmt).values]
+    return min(range(16), key=lambda code: abs(values[code] - target))
+
+
+def _f8_code(value: np.float32) -> int:
+    # The magnitudes of the codes 0 to 126 rise; of two that are equally near, the even code wins.
+    size = abs(float(value))
+    codes = range(127)
+    code = min(codes, key=lambda code: (abs(_f8_size(code) - size), code % 2))
+    return code | (0x80 if np.signbit(value) else 0)
+
+
+def _f8_size(code: int) -> float:
+    exponent, fraction = code >> 3, code & 7
+    return fraction * 2.0**-9 if exponent == 0 else (8 + fraction) * 2.0 ** (exponent - 10)
+
+
 def _decode_block(record: bytes, fmt: Format, n: int) -> list[np.float32]:
     size = len(record) - fmt.trailer
     codes = unpack_codes(record[:size], fmt.bits, n)
     trailer = [_F32(value) for (value,) in struct.iter_unpack("<e", record[size:])]
-    if fmt is Format.NF4:
-        return [NF4_VALUES[code] * trailer[0] for code in codes]
+    if not fmt.is_asym:
+        return [table_of(fmt).values[code] * trailer[0] for code in codes]
     return [_F32(code) * trailer[0] + trailer[1] for code in codes]

@@ -1,27 +1,26 @@
 """Quantize and dequantize torch tensors; the bytes equal those of the numpy backend.
 
-Tensors in main memory go through FBGEMM's fused row-wise operators, which are part of torch, with a
-block in the place of a row, and through the numpy code where there is no such operator. Tensors on
-other devices go through :mod:`mobillm.kernels.torch_blocks`. The layout of the bytes is normative:
-``docs/packed-tensors.md``.
+Tensors in main memory go through :mod:`mobillm.kernels.torch_fused`, those on other devices through
+:mod:`mobillm.kernels.torch_blocks`. The layout of the bytes is normative: ``docs/packed-tensors.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..errors import ConfigError, QuantizationError
 from ..formats import Format
-from . import bitpack, blocks, numpy_backend, torch_blocks
-from .layout import Layout, Span, code_size, refusal
+from . import torch_blocks, torch_fused
+from .equalizer import SMALLEST_MEDIAN, check_equalizer, check_sample
+from .layout import Layout, Span, refusal
 from .numpy_backend import Packed
 from .tables import largest
+from .workspace import Workspace
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["calibrate", "dequantize", "quantize"]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _STORED = {
@@ -30,11 +29,38 @@ _STORED = {
     Format.BF16: torch.bfloat16,
     Format.I32: torch.int32,
 }
-# Blocks handled at a time where FBGEMM's codes are packed again: they stay in a core's own cache.
-_CHUNK = 1 << 11
+# Values that are converted or equalized at a time, in memory that is used again and again.
+_CHUNK = 1 << 20
+_workspace = Workspace()
 
 
-def quantize(x: torch.Tensor, fmt: Format, block: int = 64) -> torch.Tensor:
+def calibrate(x: torch.Tensor) -> torch.Tensor:
+    """Choose the equalizer of a tap; the same numbers as :func:`mobillm.kernels.calibrate`.
+
+    Args:
+        x: float32, float16 or bfloat16 hidden states [..., width] of at least one token.
+
+    Returns:
+        float16 [width] on the device of ``x``, every factor positive.
+
+    Raises:
+        ConfigError: the type is another one, there is no value, or a channel's median is not finite.
+
+    """
+    if x.dtype not in _FLOATS:
+        seen = str(x.dtype).removeprefix("torch.")
+        raise ConfigError("x.dtype", seen, "float32, float16 or bfloat16; convert the values first")
+    check_sample(tuple(x.shape))
+    size = x.detach().reshape(-1, x.shape[-1]).to(torch.float32).abs()
+    median = size.median(dim=0).values.clamp_min(float(SMALLEST_MEDIAN))
+    factors = median.sqrt().to(torch.float16)
+    check_equalizer(factors.cpu().numpy(), len(factors))
+    return factors
+
+
+def quantize(
+    x: torch.Tensor, fmt: Format, block: int = 64, *, equalizer: torch.Tensor | None = None
+) -> torch.Tensor:
     """Quantize and pack a tensor.
 
     Args:
@@ -42,6 +68,8 @@ def quantize(x: torch.Tensor, fmt: Format, block: int = 64) -> torch.Tensor:
             for ``I32``. Gradients do not flow through.
         fmt: the packed format.
         block: consecutive values of the last axis that share a scale: 32, 64 or 128.
+        equalizer: float16 factors [width] from :func:`calibrate`, by which channels are divided first;
+            None divides by nothing.
 
     Returns:
         A new uint8 tensor [:func:`~mobillm.formats.packed_size`] on the device of ``x``; in main memory
@@ -49,7 +77,7 @@ def quantize(x: torch.Tensor, fmt: Format, block: int = 64) -> torch.Tensor:
 
     Raises:
         QuantizationError: a value is NaN, infinite or too large for the format.
-        ConfigError: the type, the rank or the block is not one of the above.
+        ConfigError: the type, the rank, the block or the equalizer is not one of the above.
 
     """
     layout = Layout.of(fmt, block, x.shape)
@@ -59,24 +87,18 @@ def quantize(x: torch.Tensor, fmt: Format, block: int = 64) -> torch.Tensor:
         seen = str(x.dtype).removeprefix("torch.")
         raise ConfigError("x.dtype", seen, f"{names} for {fmt.name.lower()}; convert it first")
     x = x.detach()
-    if fmt.is_block and x.dtype is torch.bfloat16:
-        x = x.to(torch.float32)
-    on_cpu = x.device.type == "cpu"
-    if on_cpu and fmt is Format.NF4:
-        return torch.from_numpy(numpy_backend.quantize(x.numpy(), fmt, block))
+    if equalizer is not None:
+        check_equalizer(equalizer.detach().cpu().numpy(), layout.width, fmt)
+        equalizer = torch.reciprocal(equalizer.detach().to(x.device, torch.float32))
     if layout.size == 0:
         return torch.empty(0, dtype=torch.uint8, device=x.device)
-    if fmt is not Format.I32:
-        _check_values(x, fmt)
     if not fmt.is_block:
         return _encode_plain(x, fmt)
     values = x.reshape(layout.rows, layout.width)
-    parts = []
-    for span in layout.spans:
-        part = values[:, span.columns].reshape(-1, span.values).contiguous()
-        records = _encode_fused(fmt, part) if on_cpu else torch_blocks.encode(fmt, part.to(torch.float32))
-        parts.append(records.reshape(layout.rows, -1))
-    return _join(parts).reshape(-1)
+    packed = (_encode_here if x.device.type == "cpu" else _encode_there)(values, fmt, layout, equalizer)
+    if packed is None:
+        raise _refusal(x, fmt, equalizer)
+    return packed.reshape(-1)
 
 
 def dequantize(
@@ -87,6 +109,7 @@ def dequantize(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    equalizer: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Unpack and dequantize a packed tensor.
 
@@ -99,14 +122,15 @@ def dequantize(
         dtype: type of the result; None means float32, or int32 for ``I32``.
         device: where to unpack and return the result; the packed bytes travel there, not the values.
             None means where ``packed`` is.
+        equalizer: the factors that the tensor was quantized with, on any device, or None.
 
     Returns:
         A new tensor of ``shape``. The content is not checked: damaged bytes may give values that are not
         finite.
 
     Raises:
-        ConfigError: the size does not fit the shape, the rank or the block is out of range, or ``packed``
-            is a tensor of another type than uint8.
+        ConfigError: the size does not fit the shape, the rank or the block is out of range, the equalizer
+            does not fit the width, or ``packed`` is a tensor of another type than uint8.
 
     """
     layout = Layout.of(fmt, block, shape)
@@ -114,17 +138,19 @@ def dequantize(
     if octets.dtype is not torch.uint8:
         raise ConfigError("packed.dtype", str(octets.dtype).removeprefix("torch."), "uint8")
     layout.check_packed(octets.numel(), fmt, block, shape)
+    if equalizer is not None:
+        check_equalizer(equalizer.detach().cpu().numpy(), layout.width, fmt)
     octets = octets.reshape(-1).to(octets.device if device is None else device)
-    if octets.device.type == "cpu" and fmt is Format.NF4:
-        out = torch.from_numpy(numpy_backend.dequantize(octets.numpy(), fmt, shape, block))
-    elif layout.size == 0:
+    if layout.size == 0:
         kind = torch.int32 if fmt is Format.I32 else torch.float32
         out = torch.empty(tuple(shape), dtype=kind, device=octets.device)
     elif not fmt.is_block:
         out = _decode_plain(octets, fmt).reshape(tuple(shape))
     else:
-        decode = _decode_fused if octets.device.type == "cpu" else torch_blocks.decode
-        out = _decode_rows(decode, octets, fmt, layout).reshape(tuple(shape))
+        out = _decode_blocks(octets, fmt, layout)
+        if equalizer is not None:
+            out.mul_(equalizer.detach().to(out.device, torch.float32))
+        out = out.reshape(tuple(shape))
     return out if dtype is None else out.to(dtype)
 
 
@@ -134,81 +160,97 @@ def _as_tensor(packed: Packed) -> torch.Tensor:
     return torch.from_numpy(octets if octets.flags.writeable else octets.copy())
 
 
+def _encode_here(
+    values: torch.Tensor, fmt: Format, layout: Layout, inverse: torch.Tensor | None
+) -> torch.Tensor | None:
+    single = len(layout.spans) == 1
+    if single and inverse is None and values.dtype is torch.float32 and values.is_contiguous():
+        packed = torch_fused.encode(fmt, values.reshape(-1, layout.spans[0].values), None)
+        return None if packed is None else torch.from_numpy(packed)
+    out = np.empty((layout.rows, layout.row_size), np.uint8)
+    for rows, span, part in _parts(values, layout, inverse):
+        target = out[rows, span.octets]
+        if single:
+            if torch_fused.encode(fmt, part, target.reshape(-1, span.record)) is None:
+                return None
+        else:
+            records = torch_fused.encode(fmt, part, None)
+            if records is None:
+                return None
+            target[...] = records.reshape(target.shape)
+    return torch.from_numpy(out)
+
+
+def _parts(
+    values: torch.Tensor, layout: Layout, inverse: torch.Tensor | None
+) -> Iterator[tuple[slice, Span, torch.Tensor]]:
+    """Yield the values of all blocks as fp32 [blocks, n], a few rows at a time, in memory that is reused."""
+    step = max(1, _CHUNK // layout.width)
+    for start in range(0, layout.rows, step):
+        rows = slice(start, min(start + step, layout.rows))
+        for span in layout.spans:
+            part = values[rows, span.columns]
+            copy = torch.from_numpy(_workspace.take("part", tuple(part.shape), np.float32))
+            if inverse is None:
+                copy.copy_(part)
+            elif part.dtype is torch.float32:
+                torch.mul(part, inverse[span.columns], out=copy)
+            else:
+                copy.copy_(part).mul_(inverse[span.columns])
+            yield rows, span, copy.reshape(-1, span.values)
+
+
+def _encode_there(
+    values: torch.Tensor, fmt: Format, layout: Layout, inverse: torch.Tensor | None
+) -> torch.Tensor | None:
+    values = values.to(torch.float32)
+    if inverse is not None:
+        values = values * inverse
+    if not _fits(values, fmt):
+        return None
+    parts = []
+    for span in layout.spans:
+        part = values[:, span.columns].reshape(-1, span.values).contiguous()
+        parts.append(torch_blocks.encode(fmt, part).reshape(layout.rows, -1))
+    return _join(parts)
+
+
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _check_values(x: torch.Tensor, fmt: Format) -> None:
+def _fits(x: torch.Tensor, fmt: Format) -> bool:
     limit = largest(fmt)
     low, high = torch.aminmax(x)  # both are NaN if any value is
-    if not (float(low) >= -limit and float(high) <= limit):
-        raise _refusal(x, fmt, limit)
+    return float(low) >= -limit and float(high) <= limit
 
 
-def _refusal(x: torch.Tensor, fmt: Format, limit: float) -> QuantizationError:
-    fits = x.to(torch.float32).abs() <= limit
+def _refusal(x: torch.Tensor, fmt: Format, inverse: torch.Tensor | None) -> QuantizationError:
+    limit = largest(fmt)
+    values = x.to(torch.float32)
+    fits = (values if inverse is None else values * inverse).abs() <= limit
     position = tuple(int(i) for i in (~fits).nonzero()[0])
-    return refusal(fmt, limit, position, float(x[position]))
+    return refusal(fmt, limit, position, float(x[position]), equalized=inverse is not None)
 
 
-def _encode_fused(fmt: Format, values: torch.Tensor) -> torch.Tensor:
-    n = values.shape[1]
-    if fmt is Format.ASYM4:
-        if n % 2:  # the operator wants whole bytes
-            single = values.to(torch.float32).numpy()
-            return torch.from_numpy(blocks.encode(fmt, single, single.min(axis=1), single.max(axis=1)))
-        records: torch.Tensor = torch.ops.quantized.embedding_bag_4bit_prepack(values)
-        minimum = records.numpy()[:, -2:].view("<u2")
-        negative_zero = minimum == 0x8000
-        if negative_zero.any():
-            minimum[negative_zero] = 0
-        return records
-    out = np.empty((len(values), code_size(fmt.bits, n) + fmt.trailer), np.uint8)
-    for start in range(0, len(values), _CHUNK):
-        rows: torch.Tensor = torch.ops.quantized.embedding_bag_byte_prepack(values[start : start + _CHUNK])
-        octets = rows.numpy()
-        statistics = np.ascontiguousarray(octets[:, n:]).view(np.float32)  # scale, minimum
-        out[start : start + _CHUNK] = blocks.top_bits_record(
-            octets[:, :n], statistics[:, 0], statistics[:, 1], fmt.bits
-        )
-    return torch.from_numpy(out)
-
-
-def _decode_rows(
-    decode: Callable[[Format, torch.Tensor, int], torch.Tensor],
-    octets: torch.Tensor,
-    fmt: Format,
-    layout: Layout,
-) -> torch.Tensor:
+def _decode_blocks(octets: torch.Tensor, fmt: Format, layout: Layout) -> torch.Tensor:
+    """Return fp32 [rows, width]."""
     records = octets.reshape(layout.rows, layout.row_size)
 
     def one(span: Span) -> torch.Tensor:
-        part = records[:, span.octets].reshape(-1, span.record).contiguous()
-        return decode(fmt, part, span.values).reshape(layout.rows, -1)
+        part = records[:, span.octets].reshape(-1, span.record)
+        if part.device.type == "cpu":
+            values = torch_fused.decode(fmt, part.numpy(), span.values)
+        else:
+            values = torch_blocks.decode(fmt, part.contiguous(), span.values)
+        return values.reshape(layout.rows, -1)
 
     return _join([one(span) for span in layout.spans])
 
 
-def _decode_fused(fmt: Format, records: torch.Tensor, n: int) -> torch.Tensor:
-    values: torch.Tensor
-    if fmt in (Format.ASYM2, Format.ASYM4):
-        unpack = (
-            torch.ops.quantized.embedding_bag_2bit_unpack
-            if fmt is Format.ASYM2
-            else torch.ops.quantized.embedding_bag_4bit_unpack
-        )
-        values = unpack(records)[:, :n]  # the last byte may hold fewer values than fit
-        return values
-    octets: npt.NDArray[np.uint8] = records.numpy()
-    rows = np.empty((len(octets), n + 8), np.uint8)
-    size = code_size(fmt.bits, n)
-    rows[:, :n] = bitpack.unpack(octets[:, :size], fmt.bits, n)
-    rows[:, n:] = blocks.trailer_of(octets, size).view(np.uint8)
-    values = torch.ops.quantized.embedding_bag_byte_unpack(torch.from_numpy(rows))
-    return values
-
-
 def _encode_plain(x: torch.Tensor, fmt: Format) -> torch.Tensor:
+    if fmt is not Format.I32 and not _fits(x, fmt):
+        raise _refusal(x, fmt, None)
     return x.reshape(-1).to(_STORED[fmt], copy=True).view(torch.uint8)
 
 

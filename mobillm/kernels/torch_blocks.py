@@ -11,8 +11,9 @@ import torch
 
 from ..formats import Format
 from .bitpack import plane_parts
+from .blocks import SMALLEST, top_bits
 from .layout import code_size
-from .tables import NF4_MIDPOINTS, NF4_VALUES
+from .tables import F8_MAX, table_of
 
 __all__ = ["decode", "encode", "pack", "unpack"]
 
@@ -31,24 +32,20 @@ def encode(fmt: Format, values: torch.Tensor) -> torch.Tensor:
 
     """
     low, high = values.amin(dim=1), values.amax(dim=1)
-    if fmt is Format.NF4:
-        absmax = _nonzero(_through_f16(torch.maximum(-low, high)))
-        ratio = values * torch.reciprocal(absmax)[:, None]
-        midpoints = torch.tensor(NF4_MIDPOINTS, device=values.device)
-        codes = torch.bucketize(ratio, midpoints, out_int32=True).to(torch.uint8)
-        return _record(pack(codes, 4), absmax)
+    if not fmt.is_asym:
+        absmax = torch.maximum(-low, high)
+        return _record(_table_codes(fmt, values, absmax), absmax)
     if fmt is Format.ASYM4:
         low = _through_f16(low)
-        scale = _nonzero(_through_f16(torch.div(high - low, _number(values, 15))))
+        scale = _through_f16(torch.div(high - low, _number(values, 15)))
+        scale = torch.where(scale == 0, 1.0, scale)
         codes = _codes(values, low, torch.reciprocal(scale), 15)
         return _record(pack(codes, 4), scale, low)
     spread = high - low
-    scale = torch.div(spread, _number(values, 255))
     inverse = torch.div(_number(values, 255), spread + _number(values, 1e-8))
-    drop = 8 - fmt.bits
-    codes = _codes(values, low, inverse, 255) >> drop
-    middle = low + scale * ((2**drop - 1) / 2)
-    return _record(pack(codes, fmt.bits), scale * 2**drop, middle)
+    codes = _codes(values, low, inverse, 255) >> (8 - fmt.bits)
+    step = torch.div(spread, _number(values, 255))
+    return _record(pack(codes, fmt.bits), *top_bits(step, low, fmt.bits))
 
 
 def decode(fmt: Format, records: torch.Tensor, n: int) -> torch.Tensor:
@@ -68,8 +65,8 @@ def decode(fmt: Format, records: torch.Tensor, n: int) -> torch.Tensor:
     # A clone starts at the front of its own storage, as a view of another type must.
     halves = records[:, size:].clone(memory_format=torch.contiguous_format)
     trailer = halves.view(torch.float16).to(torch.float32)
-    if fmt is Format.NF4:
-        table = torch.tensor(NF4_VALUES, device=records.device)
+    if not fmt.is_asym:
+        table = torch.tensor(table_of(fmt).values, device=records.device)
         return table[codes.to(torch.int32)] * trailer
     return codes.to(torch.float32).mul_(trailer[:, :1]).add_(trailer[:, 1:])
 
@@ -136,6 +133,16 @@ def _number(like: torch.Tensor, value: float) -> torch.Tensor:
     return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
+def _table_codes(fmt: Format, values: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
+    if fmt is Format.F8:
+        inverse = torch.div(_number(values, F8_MAX), absmax.clamp_min(float(SMALLEST)))
+        return (values * inverse[:, None]).to(torch.float8_e4m3fn).view(torch.uint8)
+    inverse = torch.div(_number(values, 255), absmax + absmax + _number(values, 1e-8))
+    grid = _codes(values, -absmax, inverse, 255)
+    table = torch.tensor(table_of(fmt).codes, device=values.device)
+    return pack(table[grid.to(torch.int32)], 4)
+
+
 def _codes(values: torch.Tensor, low: torch.Tensor, inverse: torch.Tensor, top: int) -> torch.Tensor:
     scaled = (values - low[:, None]).mul_(inverse[:, None])
     return scaled.round_().clamp_(0, top).to(torch.uint8)
@@ -143,10 +150,6 @@ def _codes(values: torch.Tensor, low: torch.Tensor, inverse: torch.Tensor, top: 
 
 def _through_f16(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.float16).to(torch.float32)
-
-
-def _nonzero(scale: torch.Tensor) -> torch.Tensor:
-    return torch.where(scale == 0, 1.0, scale)
 
 
 def _record(codes: torch.Tensor, *trailer: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import pytest
 
 from mobillm.formats import Format
 from mobillm.kernels import reference
-from mobillm.kernels.tables import NF4_MIDPOINTS, NF4_VALUES
+from mobillm.kernels.tables import table_of
 
 Array = npt.NDArray[Any]
 
@@ -69,9 +69,12 @@ def _hard_values() -> dict[str, Array]:
         "4-bit ties": _f32([0.0, 15.0, *steps[:15]]),
         "8-bit ties": _f32([0.0, 255.0, *(steps * 3.984375)]).round(1),
         "8-bit ties, unit step": np.stack([_f32([0.0, 255.0, *(steps + k)]) for k in (0, 64, 128, 190)]),
-        "NF4 ties": _f32([1.0, *NF4_MIDPOINTS, *np.nextafter(NF4_MIDPOINTS, 2), *-NF4_MIDPOINTS]),
-        "NF4 table": _f32([*NF4_VALUES, *(NF4_VALUES / 3)]),
-        "NF4 scale rounds down": _f32([1.0004, -1.0004, 0.7, -0.7]),
+        "grid ties": np.stack([_f32([127.5, -127.5, *(steps - k)]) for k in (0, 32, 64, 120)]),
+        "NF4 table": _f32([*table_of(Format.NF4).values, *(table_of(Format.NF4).values / 3)]),
+        "FP4 table": _f32([*table_of(Format.FP4).values, *(table_of(Format.FP4).values / 3)]),
+        "F8 table": _f32(table_of(Format.F8).values[:127] * 448),
+        "F8 ties": _f32([448.0, *(np.arange(16) + 0.5) * 2.0**-9, *(np.arange(16) + 8.5) * 4]),
+        "absolute maximum rounds down": _f32([1.0004, -1.0004, 0.7, -0.7]),
         "bf16 ties": _f32([1.00390625, 1.01171875, -1.00390625, 1.0039063, 1.0039062]),
         "fp16 ties": _f32([2049.0, 2051.0, 6.1e-5, 2.98e-8, 8.9e-8, -2.98e-8]),
     }

@@ -21,19 +21,27 @@ def test_extremes_keep_nan() -> None:
     assert (np.isnan(low).tolist(), np.isnan(high).tolist()) == ([True, False], [True, False])
 
 
-@pytest.mark.parametrize("bits", [2, 3, 5, 6])
-def test_top_bits_record_centres_merged_codes(bits: int) -> None:
+@pytest.mark.parametrize("n", [1, 3, 4, 36, 64])
+def test_extremes_of_any_length(n: int) -> None:
+    """Blocks that are no multiple of a group are searched too."""
+    values = np.random.default_rng(n).standard_normal((50, n)).astype(np.float32)
+    low, high = blocks.extremes(values)
+    assert (low == values.min(axis=1)).all()
+    assert (high == values.max(axis=1)).all()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_top_bits_centre_merged_codes(bits: int) -> None:
     """The lowest and the highest code stand for the middle of the 8-bit codes that they merge."""
-    low = np.array([10], np.float32)
-    record = blocks.top_bits_record(np.zeros((1, 8), np.uint8), np.array([1], np.float32), low, bits)
-    scale, minimum = blocks.trailer_of(record, bits)[0]
+    scale, minimum = blocks.top_bits(1.0, 10.0, bits)
     assert scale == 2 ** (8 - bits)
     assert minimum == 10 + (2 ** (8 - bits) - 1) / 2
-    top = blocks.top_bits_record(np.full((1, 8), 255, np.uint8), np.array([1], np.float32), low, bits)
-    assert (blocks.decode(Format[f"ASYM{bits}"], top, 8) == 10 + 255 - (2 ** (8 - bits) - 1) / 2).all()
+    assert minimum + scale * (2**bits - 1) == 10 + 255 - (2 ** (8 - bits) - 1) / 2
 
 
 def test_damaged_trailer_decodes_without_a_warning() -> None:
     """An infinite scale gives values that are not finite, quietly."""
     record = np.frombuffer(bytes.fromhex("10 00 7c 00 00"), np.uint8)[None]
-    assert not np.isfinite(blocks.decode(Format.ASYM4, record, 2)).all()
+    out = np.empty((1, 2), np.float32)
+    blocks.decode(Format.ASYM4, record, 2, out)
+    assert not np.isfinite(out).all()

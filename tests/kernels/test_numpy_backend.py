@@ -22,15 +22,18 @@ Array = npt.NDArray[Any]
 Expected = Callable[[Array, Format, int], bytes]
 FLOAT_FORMATS = [fmt for fmt in Format if fmt is not Format.I32]
 
-# Largest error of one value, as a part of its block's range (nf4: of its largest magnitude).
+# Largest error of one value, as a part of its block's range (tables: of its largest magnitude).
 STEP = {
     Format.ASYM2: 1 / 8 + 0.005,
     Format.ASYM3: 1 / 16 + 0.005,
     Format.ASYM4: 1 / 30 + 0.002,
     Format.ASYM5: 1 / 64 + 0.005,
     Format.ASYM6: 1 / 128 + 0.005,
+    Format.ASYM7: 1 / 256 + 0.003,
     Format.ASYM8: 1 / 510 + 0.001,
-    Format.NF4: 0.153,
+    Format.NF4: 0.156,
+    Format.FP4: 0.171,
+    Format.F8: 0.037,
 }
 
 
@@ -104,7 +107,7 @@ def test_error_of_one_value_is_bounded(fmt: Format) -> None:
     """A value comes back within half a step, with a margin for the fp16 trailer."""
     x = sample((50, 64))
     error = np.abs(dequantize(quantize(x, fmt), fmt, x.shape) - x).max(axis=1)
-    scale = np.abs(x).max(axis=1) if fmt is Format.NF4 else np.ptp(x, axis=1)
+    scale = np.ptp(x, axis=1) if fmt.is_asym else np.abs(x).max(axis=1)
     assert (error <= STEP[fmt] * scale).all()
     assert error.max() > STEP[fmt] * scale.min() / 8
 

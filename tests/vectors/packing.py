@@ -6,7 +6,6 @@ rounded to fp32 equals the one that is rounded once, since 53 bits are more than
 
 from __future__ import annotations
 
-import itertools
 import math
 import struct
 
@@ -15,8 +14,8 @@ __all__ = ["FORMATS", "decode", "encode", "f32", "limit"]
 # Wire code, bits of a code, values in the trailer; no trailer means that values are stored as they are.
 FORMATS = {
     "f32": (0, 32, 0), "f16": (1, 16, 0), "bf16": (2, 16, 0), "i32": (3, 32, 0), "asym2": (18, 2, 2),
-    "asym3": (19, 3, 2), "asym4": (20, 4, 2), "asym5": (21, 5, 2), "asym6": (22, 6, 2), "asym8": (24, 8, 2),
-    "nf4": (36, 4, 1),
+    "asym3": (19, 3, 2), "asym4": (20, 4, 2), "asym5": (21, 5, 2), "asym6": (22, 6, 2), "asym7": (23, 7, 2),
+    "asym8": (24, 8, 2), "nf4": (36, 4, 1), "fp4": (37, 4, 1), "f8": (40, 8, 1),
 }  # fmt: skip
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -24,6 +23,13 @@ NF4 = (
     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
     0.7229568362236023, 1.0,
 )  # fmt: skip
+# The first point of the 8-bit grid of each code, in the order of the points (P24).
+NF4_FROM = dict(enumerate((0, 20, 50, 69, 85, 98, 110, 122, 133, 143, 154, 165, 178, 192, 210, 238)))
+FP4_FROM = {
+    11: 0, 10: 22, 13: 54, 12: 75, 15: 91, 14: 101, 9: 117, 0: 127, 1: 129, 6: 139, 7: 155, 4: 165, 5: 181,
+    2: 202, 3: 234,
+}  # fmt: skip
+FP4 = tuple(sign * size for sign in (1, -1) for size in (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 0.5, 1 / 6, 0.25))
 
 
 def f32(value: float) -> float:
@@ -60,6 +66,23 @@ def f16_value(bits: int) -> float:
 def f16(value: float) -> float:
     """Round to fp16 and back."""
     return f16_value(f16_bits(value))
+
+
+def e4m3_bits(value: float) -> int:
+    """Round an fp32 number of at most 448 to e4m3, to nearest, ties to even, and return its 8 bits."""
+    sign = 0x80 if math.copysign(1.0, value) < 0 else 0
+    exponent = max(math.frexp(value)[1] - 1, -6) if value else -6
+    units = round(abs(value) / 2.0 ** (exponent - 3))
+    return sign | (exponent + 6 << 3) + units
+
+
+def e4m3_value(bits: int) -> float:
+    """Return the number that 8 bits of e4m3 stand for."""
+    exponent, fraction = bits >> 3 & 15, bits & 7
+    sign = -1.0 if bits >> 7 else 1.0
+    if bits & 0x7F == 0x7F:
+        return math.nan
+    return sign * (fraction * 2.0**-9 if exponent == 0 else (8 + fraction) * 2.0 ** (exponent - 10))
 
 
 def bf16_bits(value: float) -> int:
@@ -113,15 +136,20 @@ def clipped(value: float, top: int) -> int:
 
 
 def encode_block(name: str, values: list[float]) -> bytes:
-    """Return the record of one block (P19 to P25)."""
+    """Return the record of one block (P19 to P27)."""
     bits = FORMATS[name][1]
     low, high = min(values), max(values)
-    if name == "nf4":
-        top = f16(max(-low, high)) or 1.0
-        inverse = f32(1.0 / top)
-        middles = [f32(f32(a + b) / 2.0) for a, b in itertools.pairwise(NF4)]
-        ratios = [f32(value * inverse) for value in values]
-        return pack_codes([sum(r > middle for middle in middles) for r in ratios], 4) + trailer(top)
+    if name == "f8":
+        top = max(-low, high)
+        inverse = f32(448.0 / max(top, 2.0**-24))
+        return bytes(e4m3_bits(f32(value * inverse)) for value in values) + trailer(top)
+    if name in ("nf4", "fp4"):
+        top = max(-low, high)
+        inverse = f32(255.0 / f32(f32(top + top) + f32(1e-8)))
+        points = [clipped(f32(f32(value + top) * inverse), 255) for value in values]
+        starts = NF4_FROM if name == "nf4" else FP4_FROM
+        codes = [[code for code in starts if starts[code] <= point][-1] for point in points]
+        return pack_codes(codes, 4) + trailer(top)
     if name == "asym4":
         minimum = f16(low)
         scale = f16(f32(f32(high - minimum) / 15.0)) or 1.0
@@ -142,8 +170,11 @@ def decode_block(name: str, record: bytes, count: int) -> list[float]:
     size = len(record) - 2 * trailers
     first, *rest = [f16_value(bits_) for (bits_,) in struct.iter_unpack("<H", record[size:])]
     codes = unpack_codes(record[:size], bits, count)
-    if name == "nf4":
-        return [f32(NF4[code] * first) for code in codes]
+    if name == "f8":
+        return [f32(f32(e4m3_value(code) / 448.0) * first) for code in codes]
+    if name in ("nf4", "fp4"):
+        table = NF4 if name == "nf4" else FP4
+        return [f32(f32(table[code]) * first) for code in codes]
     return [f32(code * first + rest[0]) for code in codes]
 
 

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import concurrent.futures
+
+import numpy as np
+
+from mobillm.kernels.workspace import KEPT, Workspace
+
+
+def test_a_buffer_is_used_again_and_grows() -> None:
+    """The same name gives the same memory until a larger size is asked for."""
+    workspace = Workspace()
+    first = workspace.take("a", (4, 8), np.float32)
+    assert first.shape == (4, 8)
+    assert first.dtype == np.float32
+    assert np.shares_memory(first, workspace.take("a", (16,), np.uint64))
+    assert workspace.size == 128
+    workspace.take("a", (1000,), np.uint8)
+    assert workspace.size == 1000
+
+
+def test_names_do_not_share_memory() -> None:
+    """Two buffers can be in use at once."""
+    workspace = Workspace()
+    assert not np.shares_memory(workspace.take("a", (8,), np.uint8), workspace.take("b", (8,), np.uint8))
+
+
+def test_large_buffers_are_not_kept() -> None:
+    """One large tensor does not pin memory for the life of the thread."""
+    workspace = Workspace()
+    large = workspace.take("a", (KEPT + 1,), np.uint8)
+    assert large.size == KEPT + 1
+    assert workspace.size == 0
+
+
+def test_each_thread_has_its_own() -> None:
+    """Threads never write to each other's buffers."""
+    workspace = Workspace()
+    mine = workspace.take("a", (8,), np.uint8)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(workspace.take, "a", (8,), np.uint8).result()
+    assert not np.shares_memory(mine, theirs)

@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from ..conformance import (
     Case,
     Deviation,
@@ -25,7 +22,6 @@ from ..conformance import (
     command_drive,
     failure,
     junit,
-    load,
     run_cases,
     select,
     server_suite,
@@ -33,6 +29,7 @@ from ..conformance import (
     table,
     to_json,
 )
+from ..conformance.statements import load
 from ..errors import ConfigError, ConnectionClosedError
 from ..transport import Address, device_context
 from ..transport.tokens import read_token_file
@@ -74,7 +71,7 @@ def add(subparsers: Subparsers) -> None:
         "which stay on the server: use one whose data can be deleted. A token file of two tenants lets all "
         "cases run.",
         _SERVER_EXAMPLES,
-        jobs=16,
+        jobs=6,
     )
     server.add_argument(
         "address", type=address, metavar="ADDRESS", help="mobillm://HOST:PORT or mobillms://..."
@@ -86,9 +83,10 @@ def add(subparsers: Subparsers) -> None:
         subjects,
         "client",
         _run_client,
-        "Listen, run a client once for each case, and test what it does. The client opens one session, sends at "
-        "least two batches, FINISH, waits for FINISHED, pulls the weights, leaves and says goodbye; it ends with "
-        "status 0 if all went well and with another one otherwise, and does not connect twice.",
+        "Listen, run a client once for each case, and test what it does. The client opens one session, "
+        "sends at least two batches and FINISH, waits for FINISHED, pulls the weights, leaves and says "
+        "goodbye. It ends with status 0 if all went well and with another one otherwise, and does not "
+        "connect twice.",
         _CLIENT_EXAMPLES,
         jobs=8,
     )
@@ -252,12 +250,15 @@ def _report(
 @contextlib.contextmanager
 def _progress(count: int) -> Iterator[Callable[[Result], None]]:
     """Show a bar on a terminal; elsewhere each failure as it comes."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield lambda result: None if result.deviation is None else say(f"failed {result.case.id}")
         return
+    # Loaded only where there is something to draw.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("no failures", total=count)
         failed = 0
 

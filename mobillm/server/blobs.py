@@ -85,6 +85,8 @@ class BlobUpload:
             ConfigError: the content does not have its digest.
 
         """
+        if self._file.closed:
+            return False  # given up while this part waited for its thread
         try:
             self._file.write(part.payload)
             self._hash.update(part.payload)

@@ -1,0 +1,18 @@
+"""The cases against a client, by area."""
+
+from __future__ import annotations
+
+from ..case import Case, numbered
+from ..visit import Visit
+from . import ending, framing, greeting, results, roles, traffic
+
+__all__ = ["client_suite"]
+
+_AREAS = (
+    greeting, framing, roles, traffic, results, ending,
+)  # fmt: skip
+
+
+def client_suite() -> list[Case[Visit]]:
+    """Return all cases against a client."""
+    return list(numbered((area.__name__.rpartition(".")[2], area.drafts()) for area in _AREAS))

@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # torch first and by exact version: a range would let pip choose a build with gigabytes of CUDA.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: setup demo test check style types bench clean
+.PHONY: setup demo test check style types faults bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,10 @@ style: $(VENV)/.all
 
 types: $(VENV)/.all
 	$(BIN)/mypy
+
+# The whole fault table, slow rows included; needs root for network namespaces.
+faults: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/faults -m "slow or not slow"
 
 bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.kernels

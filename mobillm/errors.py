@@ -207,16 +207,18 @@ class RemoteError(MobiLLMError):
     Args:
         code: error code of the ERROR frame.
         text: the peer's sentence.
+        retry_after: seconds to wait before another try; None when a retry cannot help.
 
     """
 
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(code, text)
+    def __init__(self, code: int, text: str, retry_after: float | None = None) -> None:
+        super().__init__(code, text, retry_after)
         self.code = code
         self.text = text
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return f"{describe_code(self.code)}: {self.text}"
+        return f"{describe_code(self.code)}: {self.text}{_again(self.retry_after)}"
 
 
 class HandshakeError(MobiLLMError):
@@ -236,5 +238,8 @@ class HandshakeError(MobiLLMError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        again = "" if self.retry_after is None else f"; try again in {self.retry_after:g} s"
-        return f"{describe_code(self.code)}: {self.text}{again}"
+        return f"{describe_code(self.code)}: {self.text}{_again(self.retry_after)}"
+
+
+def _again(seconds: float | None) -> str:
+    return "" if seconds is None else f"; try again in {seconds:g} s"

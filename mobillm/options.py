@@ -24,6 +24,9 @@ class Timeouts:
         keepalive: silence after which a PING is sent.
         keepalive_reply: silence after that PING after which the peer counts as dead.
         drain: a graceful stop; what is left after it is aborted.
+        unacknowledged: how long sent bytes may stay without an acknowledgement of the peer's TCP, or the
+            peer's window closed, before the connection counts as lost (TCP_USER_TIMEOUT, RFC 5482);
+            only where the system has it.
         reconnect: how long a device tries to come back after its connection was lost; None tries for
             ever. A first connection that fails is not tried again.
 
@@ -35,6 +38,7 @@ class Timeouts:
     keepalive: float | None = 20.0
     keepalive_reply: float | None = 20.0
     drain: float | None = 10.0
+    unacknowledged: float | None = 30.0
     reconnect: float | None = 60.0
 
     def __post_init__(self) -> None:
@@ -58,6 +62,10 @@ class Limits:
         batches: batches of one session between arrival and training, a count.
         streams: sessions on one connection, a count.
         outbound: bytes that may wait in the socket's send buffer before a slow reader is cut off.
+        handshakes: connections that may be in the handshake at once on the server, a count.
+        handshakes_per_host: the same from one IP address, or one /64 network of IPv6, a count.
+        sessions: sessions of one tenant that are attached or not finished, a count.
+        stored: activations of one tenant on the server's disk.
 
     """
 
@@ -69,6 +77,10 @@ class Limits:
     batches: int = 16
     streams: int = 64
     outbound: int = 4 * MIB
+    handshakes: int = 64
+    handshakes_per_host: int = 8
+    sessions: int = 64
+    stored: int = 65536 * MIB
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -80,6 +92,10 @@ class Limits:
             ("batches", 1, 1 << 20),
             ("streams", 1, 65535),
             ("outbound", 64 * KIB, 1 << 40),
+            ("handshakes", 1, 1 << 20),
+            ("handshakes_per_host", 1, 1 << 20),
+            ("sessions", 1, 1 << 20),
+            ("stored", 16 * KIB, 1 << 50),
         ):
             value = getattr(self, name)
             if not (isinstance(value, int) and low <= value <= high):

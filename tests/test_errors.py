@@ -41,6 +41,7 @@ EXAMPLES: list[tuple[MobiLLMError, str]] = [
     (ConnectionClosedOK(0, "goodbye"), "connection closed: NO_ERROR: goodbye"),
     (ConnectionClosedError(24, "reads too slowly"), "connection closed: SLOW_CONSUMER: reads too slowly"),
     (RemoteError(20, "no such session"), "SESSION_UNKNOWN: no such session"),
+    (RemoteError(26, "it stops", 5.0), "DRAINING: it stops; try again in 5 s"),
     (HandshakeError(8, "wrong token"), "AUTH_FAILED: wrong token"),
     (HandshakeError(25, "full", 1.5), "SERVER_BUSY: full; try again in 1.5 s"),
 ]
@@ -98,8 +99,9 @@ def test_attributes() -> None:
     for cls in (ProtocolError, ConnectionClosed, RemoteError):
         exc = cls(7, "text")
         assert (exc.code, exc.text) == (7, "text")
-    assert HandshakeError(25, "busy", 2.0).retry_after == 2.0
-    assert HandshakeError(8, "no").retry_after is None
+    for refused in (HandshakeError, RemoteError):
+        assert refused(25, "busy", 2.0).retry_after == 2.0
+        assert refused(8, "no").retry_after is None
 
 
 def test_codes_are_the_wire_numbers() -> None:

@@ -21,6 +21,7 @@ def test_default_timeouts() -> None:
         "keepalive": 20.0,
         "keepalive_reply": 20.0,
         "drain": 10.0,
+        "unacknowledged": 30.0,
         "reconnect": 60.0,
     }
 
@@ -46,6 +47,10 @@ def test_default_limits() -> None:
         "batches": 16,
         "streams": 64,
         "outbound": 2**22,
+        "handshakes": 64,
+        "handshakes_per_host": 8,
+        "sessions": 64,
+        "stored": 2**36,
     }
 
 
@@ -60,6 +65,10 @@ def test_default_limits() -> None:
         ("batches", 1, 2**20),
         ("streams", 1, 65535),
         ("outbound", 2**16, 2**40),
+        ("handshakes", 1, 2**20),
+        ("handshakes_per_host", 1, 2**20),
+        ("sessions", 1, 2**20),
+        ("stored", 2**14, 2**50),
     ],
 )
 def test_bounds_of_limits(field: str, low: int, high: int) -> None:

@@ -9,12 +9,12 @@ import traceback
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..errors import MobiLLMError
+from ..errors import ConfigError, MobiLLMError
 from ..version import __version__
-from . import conformance, demo, evaluate, finetune, generate, predict, serve
+from . import certs, conformance, demo, evaluate, finetune, generate, predict, serve
 from .arguments import EXIT_CODES, Parser, Subparsers
 from .console import configure_logging, say
-from .failure import FAILED, INTERRUPTED, explain, missing_package
+from .failure import FAILED, INTERRUPTED, USAGE, explain, missing_package, unexpected
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -29,7 +29,7 @@ class Command(Protocol):
         """Run the command and return its exit status."""
 
 
-COMMANDS: tuple[Command, ...] = (demo, serve, finetune, evaluate, predict, generate, conformance)
+COMMANDS: tuple[Command, ...] = (demo, serve, finetune, evaluate, predict, generate, certs, conformance)
 
 _EXAMPLES = """\
 examples:
@@ -61,24 +61,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("mobillm: interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # Who read our output has left; the interpreter must not try to flush it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # who read it has left
         return FAILED
-    except (MobiLLMError, OSError) as error:
+    except ConfigError as error:
+        return _fail(explain(error, args), args, USAGE)
+    except (MobiLLMError, OSError, MemoryError) as error:
         return _fail(explain(error, args), args)
     except ImportError as error:
-        text = missing_package(error)
-        if text is None:
-            raise
-        return _fail(text, args)
+        return _fail(missing_package(error) or unexpected(error), args)
+    except Exception as error:
+        return _fail(unexpected(error), args)
     return status
 
 
-def _fail(text: str, args: argparse.Namespace) -> int:
+def _fail(text: str, args: argparse.Namespace, status: int = FAILED) -> int:
     if args.debug:
         traceback.print_exc()
     say(f"mobillm: error: {text}")
-    return FAILED
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    return status
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from writing at its exit what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> Parser:

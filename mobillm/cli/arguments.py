@@ -20,6 +20,8 @@ else:
 
 __all__ = [
     "EXIT_CODES",
+    "MAX_SEED",
+    "MAX_THREADS",
     "Parser",
     "Subparsers",
     "add_command",
@@ -28,9 +30,13 @@ __all__ = [
     "add_side",
     "address",
     "at_least",
+    "between",
     "half_of_cores",
 ]
 
+MAX_COUNT = 10**9
+MAX_THREADS = 1024
+MAX_SEED = (1 << 63) - 1
 EXIT_CODES = "exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted"
 
 
@@ -103,7 +109,7 @@ def add_model(parser: Parser) -> None:
     )
     group.add_argument(
         "--threads",
-        type=at_least(1),
+        type=between(1, MAX_THREADS),
         default=half_of_cores(),
         metavar="N",
         help="torch threads (default: half of the cores)",
@@ -154,18 +160,40 @@ def add_data(parser: Parser) -> None:
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """Return a reader of integers that are not below ``low``."""
+    """Return a reader of integers that are not below ``low``, nor beyond any use."""
 
     def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least {low}")
+        value = _integer(text)
+        if value is None or value < low:
+            raise argparse.ArgumentTypeError(f"{_shown(text)} is no integer of at least {low}")
+        if value > MAX_COUNT:
+            raise argparse.ArgumentTypeError(f"{_shown(text)} is above {MAX_COUNT}")
         return value
 
     return read
+
+
+def between(low: int, high: int) -> Callable[[str], int]:
+    """Return a reader of integers from ``low`` to ``high``."""
+
+    def read(text: str) -> int:
+        value = _integer(text)
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{_shown(text)} is no integer from {low} to {high}")
+        return value
+
+    return read
+
+
+def _integer(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:  # also for thousands of digits
+        return None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def address(text: str) -> Address:

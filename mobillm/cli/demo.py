@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from .arguments import Subparsers, add_command, at_least
+from .arguments import Subparsers, add_command, at_least, between
 
 __all__ = ["EPOCHS", "add", "run"]
 
@@ -38,7 +38,10 @@ def add(subparsers: Subparsers) -> None:
         "documentation (default: %(default)s)",
     )
     parser.add_argument(
-        "--epochs", type=at_least(1), metavar="N", help="passes over the data (default: 4, causal-lm 2)"
+        "--epochs",
+        type=between(1, 10_000),
+        metavar="N",
+        help="passes over the data (default: 4, causal-lm 2)",
     )
     parser.add_argument(
         "--limit", type=at_least(8), metavar="N", help="use only so many samples, for a quick look"

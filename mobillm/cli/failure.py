@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import errno
+import socket
+import ssl
 
-from ..errors import ConfigError, ConnectionClosed, ErrorCode, HandshakeError, RemoteError
+from ..errors import ConfigError, ConnectionClosed, ErrorCode, HandshakeError, MobiLLMError, RemoteError
 
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "USAGE", "explain", "missing_package"]
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "USAGE", "explain", "missing_package", "unexpected"]
 
 DONE = 0
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 
+_FIELDS = {"timeouts.reconnect": "patience"}
+_LONGEST = 300  # characters of a value that an error repeats
 _EXTRA = ("torch", "transformers", "safetensors", "accelerate", "gguf", "rich")
 
 
@@ -43,17 +47,38 @@ def _sentence(error: BaseException, args: argparse.Namespace) -> str:
         return f"{error}; check the network and the server's log, then run the command again"
     if isinstance(error, TimeoutError):
         return f"{str(error) or 'a wait took too long'}; check the server and the network"
-    if type(error) is OSError or isinstance(error, PermissionError | FileNotFoundError | FileExistsError):
+    if isinstance(error, MemoryError):
+        return "the memory does not suffice; lower --batch-size or --max-length, or take a smaller model"
+    if isinstance(error, socket.gaierror):
+        return f"{_host(args)} cannot be found: {error.strerror or error}; check the name and the network"
+    if isinstance(error, OSError) and not isinstance(error, MobiLLMError):
         return _system(error)
     return str(error) or type(error).__name__
 
 
+def unexpected(error: Exception) -> str:
+    """Say, in one line, that an error of no known kind ended a command."""
+    reason = " ".join(str(error).split())
+    named = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    return f"unexpected {named}; this is a bug: run again with --debug for the traceback and report it"
+
+
 def _seen(value: object) -> str:
-    return value if isinstance(value, str) and " " in value else repr(value)
+    text = value if isinstance(value, str) and " " in value else repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _host(args: argparse.Namespace) -> str:
+    """Name the address that a command connects to or listens at."""
+    for name in ("listen", "server"):
+        where = getattr(args, name, None)
+        if where is not None:
+            return f"the host {where.host!r} of --{name}"
+    return "the host"
 
 
 def _option(field: str, args: argparse.Namespace) -> str:
-    name = field.replace("side.", "side_")
+    name = _FIELDS.get(field) or field.replace("side.", "side_")
     for prefix in ("optimizer.", "codec.", "model."):
         name = name.removeprefix(prefix)
     return f"--{name.replace('_', '-')}" if hasattr(args, name) else field
@@ -78,9 +103,19 @@ def _system(error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return "the address of --listen is not one of this machine; use 127.0.0.1 or 0.0.0.0"
     if error.errno == errno.ENOSPC:
-        return f"{reason}; free some disk space or choose another directory"
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{reason}; check the path and its permissions"
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{reason}; free some disk space or choose another directory"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {reason}; check the certificates on both sides"
+    if error.filename is None:
+        if isinstance(error, PermissionError):
+            return f"{reason}; use a port from 1024 on, or ask for the permission"
+        return f"{reason}; check the system, then run the command again"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename} is a directory; give the path of a file"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return f"{error.filename}: {reason}; a file is where a directory is needed: choose another path"
+    return f"{error.filename}: {reason}; check the path and its permissions"
 
 
 def missing_package(error: ImportError) -> str | None:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..device.dataset import Dataset, load_examples
+from ..errors import ConfigError
 from ..formats import BLOCKS, Format
+from ..nn.taps import parse_taps
+from ..nn.tokens import MAX_LENGTH
 from ..options import Timeouts
 from ..spec import KINDS, POOLS, SCHEDULES, TASKS, CodecSpec, OptimizerSpec, SideSpec
 from .access import add_access, check_server, device_tls, device_token
-from .arguments import Parser, Subparsers, add_command, add_data, add_model, at_least
+from .arguments import MAX_SEED, Parser, Subparsers, add_command, add_data, add_model, at_least, between
 from .console import print_json, say
 from .failure import DONE
 from .loading import check_output, load_backbone
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from ..device.progress import Report
 
 __all__ = ["add", "run"]
+
+MAX_LAYERS = 1024  # of any model, as the session's spec bounds them
 
 _EXAMPLES = """\
   mobillm finetune --model smollm2 --data train.tsv --heldout dev.tsv --epochs 3 --out mood
@@ -60,7 +65,7 @@ def add(subparsers: Subparsers) -> None:
         help="evaluate on this file, or on a random part such as 0.1 of --data; never trained on",
     )
     data.add_argument(
-        "--epochs", type=at_least(1), default=1, metavar="N", help="passes (default: %(default)s)"
+        "--epochs", type=between(1, 10_000), default=1, metavar="N", help="passes (default: %(default)s)"
     )
     data.add_argument(
         "--batch-size",
@@ -70,9 +75,15 @@ def add(subparsers: Subparsers) -> None:
         help="samples of a step (default: %(default)s)",
     )
     data.add_argument(
-        "--max-length", type=at_least(1), default=128, metavar="N", help="most tokens (default: %(default)s)"
+        "--max-length",
+        type=between(1, MAX_LENGTH),
+        default=128,
+        metavar="N",
+        help="most tokens (default: %(default)s)",
     )
-    data.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="default: %(default)s")
+    data.add_argument(
+        "--seed", type=between(0, MAX_SEED), default=0, metavar="N", help="default: %(default)s"
+    )
     _add_side(parser)
     _add_optimizer(parser)
     add_access(parser)
@@ -88,6 +99,7 @@ def _add_side(parser: Parser) -> None:
     group = parser.add_argument_group("side network and packing")
     group.add_argument(
         "--taps",
+        type=_taps,
         default="every:4",
         metavar="T",
         help="layers whose output is sent: all, every:N or a list such as 6,10,30 (default: %(default)s)",
@@ -134,6 +146,15 @@ def _add_optimizer(parser: Parser) -> None:
     group.add_argument(
         "--schedule", default=optimizer.schedule, choices=SCHEDULES, help="default: %(default)s"
     )
+
+
+def _taps(text: str) -> str:
+    """Refuse what cannot be the layers of any model; the model's own number of layers is not known yet."""
+    try:
+        parse_taps(text, MAX_LAYERS)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"{error.value!r} is no choice; expected {error.expected}") from None
+    return text
 
 
 def _names(text: str) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import time
 
-from ..errors import ModelError
-from .arguments import Subparsers, add_command, add_model, add_side, at_least
+from ..errors import ConfigError, ModelError
+from .arguments import MAX_SEED, Subparsers, add_command, add_model, add_side, at_least, between
 from .console import print_json, say
 from .failure import DONE
 from .loading import load_config, load_tuned
+from .texts import check_text
 
 __all__ = ["add", "run"]
 
@@ -48,12 +49,19 @@ def add(subparsers: Subparsers) -> None:
         help="0 takes the likeliest token, above 0 samples (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=at_least(0), default=0, metavar="N", help="of the sampling (default: %(default)s)"
+        "--seed",
+        type=between(0, MAX_SEED),
+        default=0,
+        metavar="N",
+        help="of the sampling (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate."""
+    if not 0.0 <= args.temperature <= 100.0:
+        raise ConfigError("temperature", args.temperature, "0 to 100")
+    check_text(args.prompt, "--prompt", pair=False)
     say("loading torch ...")
     config = load_config(args.side)
     if config.spec.task != "causal-lm":

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
+from ..nn.saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config
 from .console import say
 
 if TYPE_CHECKING:
     from ..nn.backbone import Backbone
-    from ..nn.sidetuned import SideConfig, SideTuned
+    from ..nn.sidetuned import SideTuned
 
 __all__ = ["check_output", "load_backbone", "load_config", "load_tuned"]
 
@@ -38,27 +40,21 @@ def load_config(directory: Path) -> SideConfig:
     """Read what a side network was trained for, without its weights.
 
     Raises:
-        ConfigError: the saved spec is out of range.
-        ModelError: the directory holds no side network.
+        ModelError: the directory holds no side network, or its configuration is damaged.
 
     """
-    from ..nn.sidetuned import CONFIG_FILE, SideConfig
-
-    try:
-        text = (directory / CONFIG_FILE).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    if not os.access(directory / CONFIG_FILE, os.R_OK):
         raise ModelError(
             f"--side {directory} holds no side network (no readable {CONFIG_FILE}); "
             "give the directory that --out of 'mobillm finetune' named"
-        ) from error
-    return SideConfig.from_json(text)
+        )
+    return read_config(directory)
 
 
 def load_tuned(args: argparse.Namespace, config: SideConfig) -> SideTuned:
     """Load the backbone and the side network that the arguments name.
 
     Raises:
-        ConfigError: the saved spec is out of range.
         ModelError: the model or the side network cannot be used, or they do not fit each other.
 
     """
@@ -77,8 +73,6 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
         OSError: it cannot be made.
 
     """
-    from ..nn.sidetuned import CONFIG_FILE, WEIGHTS_FILE
-
     if not overwrite and any((directory / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
         raise ModelError(
             f"--out {directory} holds a side network already; choose another directory or add --overwrite"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from ..errors import DataError, ModelError
+from ..errors import ModelError
 from .arguments import Subparsers, add_command, add_model, add_side, at_least
 from .console import print_json, say
 from .failure import DONE
 from .loading import load_config, load_tuned
+from .texts import check_text
 
 if TYPE_CHECKING:
     from ..nn.sidetuned import Prediction, SideConfig
@@ -53,6 +55,8 @@ def add(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict."""
     say("loading torch ...")
+    for number, text in enumerate(args.texts, 1):
+        check_text(text, f"text {number}")
     config = load_config(args.side)
     if config.spec.task == "causal-lm":
         raise ModelError(f"--side {args.side} was trained for causal-lm; use 'mobillm generate' with it")
@@ -74,11 +78,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _standard_input() -> Iterator[str]:
-    try:
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input is not UTF-8 ({error.reason}); convert it to UTF-8") from error
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # so that the line of a bad byte is known
+    for number, line in enumerate(sys.stdin, 1):
+        text = line.rstrip("\r\n")
+        check_text(text, f"standard input, line {number}")
+        yield text
 
 
 def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:

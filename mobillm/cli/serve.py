@@ -17,7 +17,7 @@ from ..protocol import derive_key
 from ..transport import DEFAULT_PORT, Address, server_context
 from ..transport.tokens import create_token_file, read_token_file
 from .access import TOKEN_FILE, data_directory
-from .arguments import Subparsers, add_command, address, at_least, half_of_cores
+from .arguments import MAX_THREADS, Subparsers, add_command, address, between, half_of_cores
 from .console import print_json, say
 from .failure import DONE, INTERRUPTED
 
@@ -76,7 +76,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
     parser.add_argument(
         "--threads",
-        type=at_least(1),
+        type=between(1, MAX_THREADS),
         default=half_of_cores(),
         metavar="N",
         help="torch threads (default: half of the cores)",

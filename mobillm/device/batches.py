@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
-from .dataset import Example
+from .dataset import LARGEST_TARGET, Example
 from .pipeline import TokenBatch
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["make_batches"]
 
 IGNORED = -100
+_MOST_CLASSES = 1 << 22
 
 # Batches whose samples are sorted by length together: enough to make padding rare in the forward pass,
 # few enough that batches stay random.
@@ -48,7 +49,7 @@ def make_batches(
         batches in the order they are to be sent.
 
     Raises:
-        DataError: an example has no tokens, or no target to learn from.
+        DataError: an example has no tokens, or no target to learn from that fits the task.
 
     """
     samples = _tokenize(backbone, examples, task, max_length)
@@ -82,12 +83,26 @@ def _tokenize(backbone: Backbone, examples: Sequence[Example], task: str, max_le
         ids = backbone.tokenize([text for text, _ in pairs], max_length)
     samples = []
     for number, (example, sample) in enumerate(zip(examples, ids, strict=True), 1):
-        if example.target is None or not math.isfinite(example.target):
-            raise DataError(f"example {number} has the target {example.target!r}; give each one a number")
+        expected = _expected_target(example.target, task)
+        if expected is not None:
+            raise DataError(f"example {number} has the target {example.target!r}; expected {expected}")
         if not sample:
             raise DataError(f"example {number} is empty; leave it out")
+        assert example.target is not None
         samples.append((sample, [example.target]))
     return samples
+
+
+def _expected_target(target: int | float | None, task: str) -> str | None:
+    """Return what the target should have been; None when it can be learnt."""
+    try:
+        value = math.nan if target is None else float(target)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if task == "regression":
+        return None if abs(value) <= LARGEST_TARGET else "a finite number, at most 3.4e38"
+    whole = 0 <= value < _MOST_CLASSES and value.is_integer()
+    return None if whole else "the number of a class, from 0"
 
 
 def _tokenize_language(backbone: Backbone, examples: Sequence[Example], max_length: int) -> list[_Sample]:

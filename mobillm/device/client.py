@@ -174,7 +174,7 @@ class Client:
             if not answer.done():
                 answer.set_result((session, message.missing))
         elif isinstance(message, Error) and not answer.done():
-            answer.set_exception(RemoteError(message.code, message.text))
+            answer.set_exception(RemoteError(message.code, message.text, message.retry_after))
 
     def _forget(self, message: Message) -> None:
         """Act on what comes on a stream that was given up."""

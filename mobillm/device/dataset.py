@@ -13,12 +13,13 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..spec import TASKS
-from .table import TEXT_COLUMN, Row, Table, read_table
+from .table import TEXT_COLUMN, Row, Table, read_table, shorten
 
-__all__ = ["LABEL_COLUMN", "TEXT_COLUMNS", "Dataset", "Example", "load_examples"]
+__all__ = ["LABEL_COLUMN", "LARGEST_TARGET", "TEXT_COLUMNS", "Dataset", "Example", "load_examples"]
 
 TEXT_COLUMNS = ("sentence", TEXT_COLUMN)  # the first that exists, where none is named
 LABEL_COLUMN = "label"
+LARGEST_TARGET = (2 - 2**-23) * 2.0**127  # of a regression: the largest 32-bit float
 _SHOWN = 20  # labels named in an error
 
 
@@ -156,7 +157,7 @@ def _text_column(table: Table, wanted: str | None) -> str:
             return name
     raise DataError(
         f"{table.source} has no column {' or '.join(map(repr, TEXT_COLUMNS))}; its columns are "
-        f"{', '.join(table.columns)}; say which one holds the text, by its name or its number from 0"
+        f"{table.listing()}; say which one holds the text, by its name or its number from 0{table.advice}"
     )
 
 
@@ -185,6 +186,7 @@ class _Reader:
         line, cells = row
         value = cells.get(column)
         if isinstance(value, str) and value.strip():
+            _check_unicode(self.source, line, column, value)
             return value.strip() if self.strip else value
         seen = "no text" if value is None or isinstance(value, str) else f"a {type(value).__name__}"
         raise DataError(
@@ -198,7 +200,7 @@ class _Reader:
             return self.names.index(name)
         except ValueError:
             raise DataError(
-                f"{self.source}, line {line}: the label {name!r} is none of {_shown(self.names)}; "
+                f"{self.source}, line {line}: the label {shorten(name)!r} is none of {_shown(self.names)}; "
                 "correct the line, add the label to the list, or name another label column"
             ) from None
 
@@ -209,8 +211,13 @@ class _Reader:
             value = math.nan
         if not math.isfinite(value):
             raise DataError(
-                f"{self.source}, line {line}: the target {text!r} in the column {self.label!r} is no finite "
-                "number; correct the line, or use the task classification"
+                f"{self.source}, line {line}: the target {shorten(text)!r} in the column {self.label!r} is "
+                "no finite number; correct the line, or use the task classification"
+            )
+        if abs(value) > LARGEST_TARGET:
+            raise DataError(
+                f"{self.source}, line {line}: the target {shorten(text)!r} in the column {self.label!r} does "
+                "not fit a 32-bit float, at most 3.4e38; scale the targets, or leave the line out"
             )
         return value
 
@@ -218,20 +225,36 @@ class _Reader:
 def _label(source: str, column: str, row: Row) -> str:
     line, cells = row
     value: Any = cells.get(column)
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"{source}, line {line}: a {type(value).__name__} in the column {column!r}, expected a label; "
+            "write a text or a number"
+        )
     name = value.strip() if isinstance(value, str) else json.dumps(value, default=str)
     if value is None or not name:
         raise DataError(
             f"{source}, line {line}: no label in the column {column!r}; correct the line or leave it out"
         )
+    _check_unicode(source, line, column, name)
     return name
+
+
+def _check_unicode(source: str, line: int, column: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{source}, line {line}: the column {column!r} is not valid Unicode (character {error.start + 1} "
+            "is half of a surrogate pair); correct the line or leave it out"
+        ) from None
 
 
 def _discover(source: str, column: str, rows: Iterable[Row]) -> tuple[str, ...]:
     names = {_label(source, column, row) for row in rows}
     if len(names) < 2:
         raise DataError(
-            f"{source} has only the label {names.pop()!r} in the column {column!r}, but a classification "
-            "needs at least 2; name the label column, or list all labels"
+            f"{source} has only the label {shorten(names.pop())!r} in the column {column!r}, but a "
+            "classification needs at least 2; name the label column, or list all labels"
         )
     try:
         return tuple(sorted(names, key=lambda name: (int(name), name)))
@@ -241,4 +264,4 @@ def _discover(source: str, column: str, rows: Iterable[Row]) -> tuple[str, ...]:
 
 def _shown(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
+    return ", ".join(repr(shorten(name)) for name in names[:_SHOWN]) + more

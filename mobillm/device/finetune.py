@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError
 from ..nn.heads import FrozenHead, export_lm_head
 from ..nn.sidetuned import SideConfig, save_side
 from ..options import Limits, Timeouts
@@ -230,6 +230,11 @@ async def _run(
     streamed = time.monotonic() - begun
     await uplink.finish()
     finished = await uplink.wait_finished()
+    if finished.steps and finished.loss is None:
+        raise ModelError(
+            "no step of the last epoch had a finite loss, so nothing useful was trained; "
+            "lower the learning rate, or scale the targets of a regression"
+        )
     evaluation = None
     if options.get("heldout"):
         evaluated = await uplink.evaluate()

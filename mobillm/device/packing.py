@@ -42,13 +42,20 @@ def pack_targets(spec: SessionSpec, targets: npt.ArrayLike) -> PackedTensor:
     """Pack the targets of one batch.
 
     Raises:
-        ConfigError: a class or a token id is outside the range that the spec states.
+        ConfigError: a class or a token id is outside the range that the spec states, or a value does not
+            fit a 32-bit float.
+        QuantizationError: a value is not finite.
 
     """
     array = np.atleast_1d(np.asarray(targets))
     if array.dtype.kind not in "iuf":
         raise ConfigError("targets", str(array.dtype), "numbers")
     if spec.task == "regression":
+        large = np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max)
+        if large.any():
+            raise ConfigError(
+                "targets", float(array[large][0]), "values that fit a 32-bit float, up to 3.4e38"
+            )
         return pack(array.astype(np.float32), Format.F32, 64, "targets")
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
         array = array.astype(np.int64)  # whole numbers, as a table of targets for any task holds them

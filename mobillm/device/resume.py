@@ -7,10 +7,12 @@ import json
 import os
 import pathlib
 
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from ..spec import SessionSpec
 
 __all__ = ["Resume"]
+
+_ID_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,10 +41,12 @@ class Resume:
         try:
             content = json.loads(self.path.read_bytes())
             session = bytes.fromhex(content["session"])
+            if len(session) != _ID_BYTES:
+                raise ValueError(f"the session's id has {len(session)} bytes, expected {_ID_BYTES}")
             found = SessionSpec.from_map(content["spec"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise DataError(f"{self.path} cannot be read ({exc}); delete it to start anew") from exc
         if found != spec or content.get("data") != self.data:
             raise DataError(

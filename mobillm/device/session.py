@@ -165,6 +165,7 @@ class Session:
         self._failed: MobiLLMError | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._sending = asyncio.Lock()  # batches go one after another, FINISH after them
+        self._asking = asyncio.Lock()  # one question at a time: the server bounds how many wait
         self._complete = opened.finished
         self._evaluated: Evaluated | None = None
         self._evals_asked = self._evals_answered = 0
@@ -294,13 +295,14 @@ class Session:
 
     async def evaluate(self) -> Evaluated:
         """Have the side network evaluated as it is now on the held-out batches."""
-        await self.send(Eval(stream=self.stream))
-        self._evals_asked += 1
-        want = self._evals_asked
-        # Answers come in order; one that a cancelled call has left behind is not ours.
-        await self._until(lambda: self._evals_answered >= want)
-        assert self._evaluated is not None
-        return self._evaluated
+        async with self._asking:
+            await self.send(Eval(stream=self.stream))
+            self._evals_asked += 1
+            want = self._evals_asked
+            # Answers come in order; one that a cancelled call has left behind is not ours.
+            await self._until(lambda: self._evals_answered >= want)
+            assert self._evaluated is not None
+            return self._evaluated
 
     async def pull(self) -> bytes:
         """Return the side network's weights as they are now, a safetensors file.
@@ -309,11 +311,12 @@ class Session:
             RemoteProtocolError: the bytes do not have the digest that was announced.
 
         """
-        await self.send(Pull(stream=self.stream))
-        self._pulls_asked += 1
-        want = self._pulls_asked
-        await self._until(lambda: self._pulls_answered >= want)
-        return self._pulled
+        async with self._asking:
+            await self.send(Pull(stream=self.stream))
+            self._pulls_asked += 1
+            want = self._pulls_asked
+            await self._until(lambda: self._pulls_answered >= want)
+            return self._pulled
 
     async def detach(self) -> None:
         """Leave the session; it lives on at the server. Bounded by ``timeouts.request``."""
@@ -378,7 +381,8 @@ class Session:
         elif isinstance(message, Stored):
             self._stored.add(message.digest)
         elif isinstance(message, Error):
-            self._end(RemoteError(message.code, message.text), batch=message.seq)
+            refusal = RemoteError(message.code, message.text, message.retry_after)
+            self._end(refusal, batch=message.seq)
         elif isinstance(message, Gap):
             text = f"the server expects batch {message.expected} next"
             self._end(RemoteError(ErrorCode.GAP, text), batch=message.seq)

@@ -5,18 +5,25 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
+import io
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from ..errors import DataError
 
-__all__ = ["TEXT_COLUMN", "Row", "Table", "read_table"]
+__all__ = ["TEXT_COLUMN", "Row", "Table", "read_table", "shorten"]
 
 TEXT_COLUMN = "text"  # the only column of a plain text file
 _FORMATS = "a .tsv, .csv or .jsonl file, or plain text under any other name"
+_FIELD_LIMIT = 2**31 - 1  # characters of a CSV field: the most that every platform takes
+_HEAD = 1 << 16  # bytes that are looked at for line ends
+_SHOWN = 20  # columns named in an error
+_SHOWN_LENGTH = 40  # characters of what an error repeats
+_WORDS = 4  # in a header, a field of so many words is suspected to be data
 _HUB_FORM = "NAME, NAME:CONFIG or NAME:CONFIG:SPLIT"
 
 Row = tuple[int, dict[str, Any]]  # line number from 1, and the cells by column
@@ -30,12 +37,14 @@ class Table:
         source: path or name, for errors.
         columns: names; a column without a name of its own goes by its number from 0.
         rows: the rows, once.
+        advice: what else to say where a column is missing; empty if there is nothing.
 
     """
 
     source: str
     columns: tuple[str, ...]
     rows: Iterator[Row]
+    advice: str = ""
 
     def column(self, wanted: str) -> str:
         """Return the name of a column that is given by its name or its number from 0.
@@ -46,13 +55,23 @@ class Table:
         """
         if wanted in self.columns:
             return wanted
-        if wanted.isascii() and wanted.isdigit() and int(wanted) < len(self.columns):
-            return self.columns[int(wanted)]
-        known = ", ".join(self.columns)
+        number = wanted.lstrip("0") or wanted[:1]
+        if number.isascii() and number.isdigit() and len(number) < 10 and int(number) < len(self.columns):
+            return self.columns[int(number)]
         raise DataError(
-            f"{self.source} has no column {wanted!r}; its columns are {known}; "
-            "give one of them, or its number from 0"
+            f"{self.source} has no column {shorten(wanted)!r}; its columns are {self.listing()}; "
+            f"give one of them, or its number from 0{self.advice}"
         )
+
+    def listing(self) -> str:
+        """Return the names of the columns for an error."""
+        more = f" and {len(self.columns) - _SHOWN} more" if len(self.columns) > _SHOWN else ""
+        return ", ".join(map(shorten, self.columns[:_SHOWN])) + more
+
+
+def shorten(text: str) -> str:
+    """Return a text as an error repeats it: its beginning, if it is long."""
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 3]}..."
 
 
 def read_table(source: str | Path, *, header: bool = True) -> Table:
@@ -61,7 +80,8 @@ def read_table(source: str | Path, *, header: bool = True) -> Table:
     The name's ending says how the file is read, always as UTF-8 with or without a byte order mark:
     ``.tsv`` has quote characters as plain text; ``.csv`` follows RFC 4180; ``.jsonl`` has one object
     per line, and the columns are the keys of the first one. Anything else is plain text with one
-    column, ``text``: its paragraphs if it has blank lines between them, else its lines.
+    column, ``text``: its paragraphs if it has blank lines between them, else its lines. LF and CRLF
+    end a line; CR does in a CSV file, and in a file that has no LF.
 
     Args:
         source: path of a file; a name that is no file is one of the hub, written NAME, NAME:CONFIG or
@@ -73,10 +93,17 @@ def read_table(source: str | Path, *, header: bool = True) -> Table:
             later raise it when they are read.
 
     """
-    path = Path(source).expanduser()
-    if not path.is_file():
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:  # ~somebody, who has no home here
+        raise DataError(f"there is no file {str(source)!r}: {error}; give the whole path") from error
+    if not (path.is_file() or path.is_fifo()):
         if path.is_dir():
             raise DataError(f"{source} is a directory; give {_FORMATS}")
+        if str(path) == os.devnull:
+            raise _empty(str(source))
+        if path.exists():
+            raise DataError(f"{source} is a device, not a file; give {_FORMATS}")
         return _read_hub(str(source))
     name, ending = str(source), path.suffix.lower()
     if ending in (".tsv", ".csv"):
@@ -88,7 +115,7 @@ def read_table(source: str | Path, *, header: bool = True) -> Table:
 
 
 def _lines(file: TextIO, name: str) -> Iterator[str]:
-    """Yield lines without their ends; only LF and CRLF end a line."""
+    """Yield lines without their ends; CR alone ends one only in a file that has no LF."""
     try:
         for line in file:
             yield line.removesuffix("\n").removesuffix("\r")
@@ -98,11 +125,15 @@ def _lines(file: TextIO, name: str) -> Iterator[str]:
 
 def _open(path: Path, name: str, newline: str) -> TextIO:
     try:
-        return path.open(encoding="utf-8-sig", newline=newline)
+        file = path.open("rb", buffering=_HEAD)
+        head = cast(io.BufferedReader, file).peek()
     except OSError as error:
         raise DataError(
             f"cannot read {name}: {error.strerror}; check the path and its permissions"
         ) from error
+    if newline == "\n" and b"\r" in head and b"\n" not in head:
+        newline = "\r"
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
 
 
 def _tsv_records(path: Path, name: str) -> Iterator[tuple[int, list[str]]]:
@@ -113,6 +144,7 @@ def _tsv_records(path: Path, name: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_records(path: Path, name: str) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(_FIELD_LIMIT)
     with _open(path, name, "") as file:
         reader = csv.reader(file, strict=True)
         first = 1
@@ -154,7 +186,19 @@ def _delimited(name: str, records: Iterator[tuple[int, list[str]]], header: bool
                 )
             yield line, dict(zip(columns, cells, strict=True))
 
-    return Table(name, columns, _not_empty(rows(), name))
+    headless = header and any(map(_looks_like_data, fields))
+    advice = "; if the first line is data and no header, add --no-header (header=False)" if headless else ""
+    return Table(name, columns, _not_empty(rows(), name), advice)
+
+
+def _looks_like_data(field: str) -> bool:
+    """Whether a field is more likely data than a column's name: a number, or a sentence."""
+    text = field.strip()
+    try:
+        float(text)
+    except ValueError:
+        return len(text.split()) >= _WORDS or text.endswith((".", "!"))
+    return True
 
 
 def _json_lines(path: Path, name: str) -> Table:
@@ -172,6 +216,8 @@ def _json_lines(path: Path, name: str) -> Table:
 def _json_object(text: str, name: str, line: int) -> dict[str, Any]:
     try:
         value = json.loads(text)
+    except RecursionError as error:
+        raise DataError(f"{name}, line {line}: nested too deeply; write one flat object per line") from error
     except ValueError as error:
         raise DataError(
             f"{name}, line {line}: not valid JSON ({error}); write one object per line"
@@ -180,6 +226,8 @@ def _json_object(text: str, name: str, line: int) -> dict[str, Any]:
         raise DataError(
             f"{name}, line {line}: a JSON {type(value).__name__}, not an object; write one object per line"
         )
+    if not value:
+        raise DataError(f"{name}, line {line}: an object without keys; give it a text, or leave the line out")
     return value
 
 
@@ -209,7 +257,7 @@ def _not_empty(rows: Iterator[Row], name: str) -> Iterator[Row]:
 
 
 def _empty(name: str) -> DataError:
-    return DataError(f"{name} holds no samples; give a file with at least one")
+    return DataError(f"{name} is empty: it holds no samples; give a file with at least one")
 
 
 def _read_hub(source: str) -> Table:

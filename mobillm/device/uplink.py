@@ -25,6 +25,7 @@ from ..errors import (
     HandshakeError,
     LocalProtocolError,
     MobiLLMError,
+    RemoteError,
 )
 from ..protocol import Evaluated, Finished, Metrics
 from ..spec import SessionSpec
@@ -40,6 +41,9 @@ Dial = Callable[[], Awaitable[Client]]
 
 # Full jitter (between 0 and the bound), so that many devices do not come back at once.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds
+
+# Refusals of an attachment that pass by themselves: the server has no room now, stops, or its disk is full.
+PASSING = (ErrorCode.SERVER_BUSY, ErrorCode.DRAINING, ErrorCode.STORAGE_FULL)
 
 
 @dataclasses.dataclass(slots=True)
@@ -264,24 +268,24 @@ class Uplink:
         """Connect again and send what the server has not received, until patience runs out."""
         self.losses += 1
         deadline = math.inf if self._patience is None else time.monotonic() + self._patience
-        pause = FIRST_PAUSE
+        pause, least = FIRST_PAUSE, 0.0
         last: MobiLLMError | TimeoutError = cause
         while time.monotonic() < deadline:
             logger.warning("= the connection was lost (%s); connecting again", last)
             await self.close()
-            await asyncio.sleep(min(random.uniform(0, pause), max(0.0, deadline - time.monotonic())))
-            pause = min(2 * pause, LONGEST_PAUSE)
+            wait = least + random.uniform(0, pause)
+            await asyncio.sleep(min(wait, max(0.0, deadline - time.monotonic())))
+            pause, least = min(2 * pause, LONGEST_PAUSE), 0.0
             try:
                 await self._attach()
                 await self._resend()
                 return
             except (ConnectionClosed, TimeoutError) as exc:
                 last = exc
-            except HandshakeError as exc:
-                if exc.retry_after is None:
+            except (HandshakeError, RemoteError) as exc:
+                if exc.retry_after is None or (isinstance(exc, RemoteError) and exc.code not in PASSING):
                     raise
-                last = exc
-                pause = max(pause, exc.retry_after)
+                last, least = exc, exc.retry_after
         raise last
 
     async def _resend(self) -> None:

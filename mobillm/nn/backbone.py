@@ -64,8 +64,8 @@ class Backbone:
             taps: which layers to tap, as in :func:`~mobillm.nn.taps.parse_taps`.
 
         Raises:
-            ConfigError: ``taps`` cannot be read.
-            ModelError: the model's layers cannot be found, or a tap lies outside them.
+            ConfigError: ``taps`` cannot be read, or one lies outside the model's layers.
+            ModelError: the model's layers cannot be found.
 
         """
         return cls(model, tokenizer, name=name, taps=taps)
@@ -96,7 +96,7 @@ class Backbone:
             name: public name; None takes ``name_or_dir``.
 
         Raises:
-            ConfigError: ``taps`` or ``dtype`` cannot be read.
+            ConfigError: ``taps`` or ``dtype`` cannot be read, or a tap lies outside the model's layers.
             ModelError: the model cannot be found, reached or used.
 
         """

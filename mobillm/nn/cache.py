@@ -41,7 +41,7 @@ def installed(target: Path) -> Iterator[Path]:
         target: the file or directory to make.
 
     Raises:
-        ModelError: the cache directory cannot be written.
+        ModelError: the directory cannot be written.
 
     """
     try:
@@ -49,7 +49,8 @@ def installed(target: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     except OSError as error:
         raise ModelError(
-            f"cannot write to the cache directory {target.parent}: {error}; set MOBILLM_CACHE"
+            f"cannot write to the directory {target.parent}: {error}; make it writable, or choose "
+            "another one (for fetched models: MOBILLM_CACHE)"
         ) from error
     try:
         yield folder / target.name

@@ -32,7 +32,8 @@ def evaluate(tuned: SideTuned, batches: Iterable[Samples]) -> dict[str, float]:
 
     Raises:
         ConfigError: a target does not fit the task.
-        ModelError: there are no samples or no tokens that count, or the backbone cannot run one.
+        ModelError: there are no samples or no tokens that count, the backbone cannot run one, or an
+            output is not finite.
 
     """
     if tuned.config.spec.task == "causal-lm":
@@ -43,6 +44,7 @@ def evaluate(tuned: SideTuned, batches: Iterable[Samples]) -> dict[str, float]:
         taps, lengths = _taps(tuned, samples)
         with torch.no_grad():
             outputs.append(tuned.network(taps, lengths).float().cpu())
+        tuned.check_finite(outputs[-1])
         targets += wanted
     if not outputs:
         raise ModelError("there are no samples to evaluate; give at least one")
@@ -69,7 +71,9 @@ def _evaluate_language(tuned: SideTuned, batches: Iterable[Samples]) -> dict[str
     for samples, wanted in batches:
         taps, lengths = _taps(tuned, samples)
         targets = torch.tensor(wanted, dtype=torch.int64, device=tuned.backbone.device)
-        for name, value in tuned.network.evaluate(taps, lengths, targets).items():
+        figures = tuned.network.evaluate(taps, lengths, targets)
+        tuned.check_finite(torch.tensor([float(value) for value in figures.values()]))
+        for name, value in figures.items():
             sums[name] += value
         count += len(samples)
     tokens = sums["count"]

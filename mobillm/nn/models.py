@@ -50,7 +50,10 @@ def resolve_model(name: str) -> str:
     fetch = SHORT_NAMES.get(name)
     if fetch is not None:
         return str(fetch())
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~somebody, who has no home here
+        raise ModelError(f"there is no model at {name!r}: {error}; give the whole path") from error
     if name.strip() and path.exists():
         if path.is_file() and path.suffix != ".gguf":
             raise ModelError(f"the model {name!r} is no .gguf file; give a directory or a .gguf file")

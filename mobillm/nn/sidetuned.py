@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -15,75 +14,12 @@ from torch import Tensor
 from ..errors import ConfigError, ModelError
 from ..spec import SessionSpec
 from .backbone import Backbone
-from .cache import installed
 from .heads import FrozenHead, export_lm_head
+from .saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config, read_weights, save_side
 from .side import SideCache, SideNetwork
+from .tokens import MAX_LENGTH
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Prediction", "SideConfig", "SideTuned", "save_side"]
-
-WEIGHTS_FILE = "side_model.safetensors"
-CONFIG_FILE = "side_config.json"
-_FORMAT = 1
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SideConfig:
-    """What a saved side network needs beside its weights.
-
-    Attributes:
-        spec: the session it was trained in.
-        max_length: most tokens of a sample, as in training.
-        labels: name of each class, in order; None when they have none.
-
-    """
-
-    spec: SessionSpec
-    max_length: int
-    labels: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise ConfigError("max_length", self.max_length, "at least 1")
-        if self.labels is not None and len(self.labels) != self.spec.outputs:
-            raise ConfigError("labels", list(self.labels), f"{self.spec.outputs} names, one per output")
-
-    def to_json(self) -> str:
-        """Return the content of ``side_config.json``."""
-        labels = None if self.labels is None else list(self.labels)
-        content = {
-            "format": _FORMAT,
-            "spec": self.spec.to_map(),
-            "labels": labels,
-            "max_length": self.max_length,
-        }
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read the content of ``side_config.json``.
-
-        Raises:
-            ConfigError: a field of the spec is missing or out of range.
-            ModelError: the text is no such file, or of a format this version does not know.
-
-        """
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise ModelError(f"{CONFIG_FILE} is no JSON: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            seen = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ModelError(f"{CONFIG_FILE} has format {seen!r}, expected {_FORMAT}; use a newer version")
-        labels, length = content.get("labels"), content.get("max_length")
-        if labels is not None and not (isinstance(labels, list) and all(isinstance(x, str) for x in labels)):
-            raise ConfigError("labels", labels, "a list of names, or null")
-        if type(length) is not int:
-            raise ConfigError("max_length", length, "an integer of at least 1")
-        return cls(
-            spec=SessionSpec.from_map(content.get("spec")),
-            max_length=length,
-            labels=None if labels is None else tuple(labels),
-        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,29 +37,6 @@ class Prediction:
     label: str | None
     scores: tuple[float, ...]
     value: float | None
-
-
-def save_side(directory: str | Path, weights: bytes, config: SideConfig) -> None:
-    """Write a trained side network to a directory, which is made if needed.
-
-    Each file appears whole or not at all; the configuration comes last.
-
-    Args:
-        directory: where to write.
-        weights: safetensors bytes of :meth:`SideNetwork.state_bytes`.
-        config: the rest.
-
-    Raises:
-        ModelError: the directory cannot be written.
-
-    """
-    folder = Path(directory)
-    for name, data in ((WEIGHTS_FILE, weights), (CONFIG_FILE, config.to_json().encode())):
-        try:
-            with installed(folder / name) as file:
-                file.write_bytes(data)
-        except OSError as error:
-            raise ModelError(f"cannot write {folder / name}: {error}; choose another directory") from error
 
 
 class SideTuned:
@@ -150,22 +63,19 @@ class SideTuned:
             directory: the directory.
 
         Raises:
-            ConfigError: the saved spec is out of range.
-            ModelError: a file is missing or damaged, or the side network is of another backbone.
+            ModelError: a file is missing or damaged, the two do not belong together, or the side network
+                is of another backbone.
 
         """
-        folder = Path(directory)
-        try:
-            config = SideConfig.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            weights = (folder / WEIGHTS_FILE).read_bytes()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(
-                f"cannot read the side network in {str(folder)!r}: {error}; "
-                f"give a directory with {CONFIG_FILE} and {WEIGHTS_FILE}"
-            ) from error
+        config = read_config(directory)
         _check_fit(backbone, config.spec)
+        weights = read_weights(directory, config)
         network = SideNetwork.from_spec(config.spec, _head_of(backbone, config.spec))
-        network.load_bytes(weights)
+        try:
+            network.load_bytes(weights)
+        except ModelError as error:
+            path = Path(directory) / WEIGHTS_FILE
+            raise ModelError(f"{path}: {error}; copy the whole directory again, or train again") from error
         return cls(backbone, network.to(backbone.device), config)
 
     def predict(self, texts: Sequence[str | tuple[str, str]], batch_size: int = 32) -> list[Prediction]:
@@ -180,13 +90,17 @@ class SideTuned:
 
         Raises:
             ConfigError: ``batch_size`` is below 1.
-            ModelError: the side network was trained for causal-lm.
+            ModelError: the side network was trained for causal-lm, a text is empty or not valid Unicode,
+                or an output is not finite.
 
         """
         if self.config.spec.task == "causal-lm":
             raise ModelError("a side network for 'causal-lm' cannot predict labels; use generate")
         if batch_size < 1:
             raise ConfigError("batch_size", batch_size, "at least 1")
+        for number, text in enumerate(texts, 1):
+            if not all(part.strip() for part in ((text,) if isinstance(text, str) else text)):
+                raise ModelError(f"text {number} is empty; leave it out, as empty texts are in training")
         samples = [self._encode(text) for text in texts]
         order = sorted(range(len(samples)), key=lambda index: len(samples[index]))
         found: dict[int, Prediction] = {}
@@ -196,6 +110,7 @@ class SideTuned:
             lengths = torch.tensor([len(samples[index]) for index in chosen], device=self.backbone.device)
             with torch.no_grad():
                 outputs = self.network(taps, lengths)
+            self.check_finite(outputs)
             found |= zip(chosen, map(self._prediction, outputs), strict=True)
         return [found[index] for index in range(len(samples))]
 
@@ -212,11 +127,20 @@ class SideTuned:
             the continuation without the prompt; it ends at the model's end token.
 
         Raises:
-            ConfigError: ``max_new_tokens`` or ``temperature`` is out of range.
-            ModelError: the side network was not trained for causal-lm, or the prompt is too long.
+            ConfigError: ``max_new_tokens``, ``temperature`` or ``seed`` is out of range.
+            ModelError: the side network was not trained for causal-lm, the prompt is empty or too long,
+                or an output is not finite.
 
         """
-        (tokens,) = self.backbone.tokenize([prompt], self.backbone.positions or 1 << 30)
+        if not prompt.strip():
+            raise ModelError("the prompt is empty; give at least one word")
+        longest = min(self.backbone.positions or MAX_LENGTH, MAX_LENGTH - 1)
+        (tokens,) = self.backbone.tokenize([prompt], longest + 1)
+        if len(tokens) > longest:
+            raise ModelError(
+                f"the prompt has more than {longest} tokens, the most that {self.backbone.name} takes; "
+                "shorten it"
+            )
         added = self.generate_tokens(tokens, max_new_tokens, temperature, seed)
         return cast(str, self.backbone.tokenizer.decode(added, skip_special_tokens=True))
 
@@ -228,6 +152,8 @@ class SideTuned:
             raise ConfigError("max_new_tokens", max_new_tokens, "at least 1")
         if not 0.0 <= temperature <= 100.0:
             raise ConfigError("temperature", temperature, "0 to 100")
+        if not 0 <= seed < 1 << 63:
+            raise ConfigError("seed", seed, "0 to 2**63 - 1")
         generator = torch.Generator().manual_seed(seed)
         ends, limit = self._ends(), self.backbone.positions
         added: list[int] = []
@@ -238,6 +164,7 @@ class SideTuned:
         while len(added) < max_new_tokens and (limit is None or length <= limit):
             taps, backbone_cache = self._new_taps(new, backbone_cache)
             logits, side_cache = self.network.step(taps, side_cache)
+            self.check_finite(logits[-1])
             token = _choose(logits[-1].float().cpu(), temperature, generator)
             if token in ends:
                 break
@@ -245,6 +172,28 @@ class SideTuned:
             new = [token]
             length += 1
         return added
+
+    def check_finite(self, outputs: Tensor) -> None:
+        """Refuse outputs that mean nothing.
+
+        Args:
+            outputs: what the side network gave, of any shape.
+
+        Raises:
+            ModelError: a value is not finite; the text says where it comes from.
+
+        """
+        if bool(torch.isfinite(outputs).all()):
+            return
+        if all(bool(torch.isfinite(parameter).all()) for parameter in self.network.parameters()):
+            raise ModelError(
+                "an output of the side network is not finite; "
+                "load the backbone in bfloat16 or float32, or train with a smaller learning rate"
+            )
+        raise ModelError(
+            "the side network's weights are not finite; it was trained with too large a learning rate: "
+            "train again with a smaller one"
+        )
 
     def _encode(self, text: str | tuple[str, str]) -> list[int]:
         length = self.config.max_length

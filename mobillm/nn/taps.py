@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError
 
 __all__ = ["parse_taps"]
 
+_DIGITS = 9
 _EXPECTED = "'all', 'every:N' with N of at least 1, or ascending layer numbers such as '6,10,30'"
 
 
@@ -27,8 +28,8 @@ def parse_taps(taps: str | Sequence[int], layers: int) -> tuple[int, ...]:
         the layer numbers, strictly ascending.
 
     Raises:
-        ConfigError: the option cannot be read, or the numbers are empty or not strictly ascending.
-        ModelError: a number lies outside the backbone.
+        ConfigError: the option cannot be read, the numbers are empty or not strictly ascending, or one
+            lies outside the backbone.
 
     """
     if isinstance(taps, str):
@@ -42,12 +43,9 @@ def parse_taps(taps: str | Sequence[int], layers: int) -> tuple[int, ...]:
         numbers = tuple(taps)
     if not numbers or any(a >= b for a, b in itertools.pairwise(numbers)):
         raise ConfigError("taps", taps, _EXPECTED)
-    for number in (numbers[0], numbers[-1]):
-        if not 0 <= number <= layers:
-            raise ModelError(
-                f"tap {number} does not exist: the backbone has {layers} layers; "
-                f"choose taps from 0 (the embedding's output) to {layers}"
-            )
+    if numbers[0] < 0 or numbers[-1] > layers:
+        expected = f"layer numbers from 0 (the embedding's output) to {layers}, the number of layers"
+        raise ConfigError("taps", taps, expected)
     return numbers
 
 
@@ -62,6 +60,6 @@ def _every(text: str, layers: int) -> tuple[int, ...]:
 
 
 def _number(part: str, taps: str) -> int:
-    if not (part.isascii() and part.isdigit()):
+    if not (part.isascii() and part.isdigit() and len(part) <= _DIGITS):
         raise ConfigError("taps", taps, _EXPECTED)
     return int(part)

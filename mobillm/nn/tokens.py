@@ -7,9 +7,19 @@ from typing import Any
 
 from ..errors import ConfigError, ModelError
 
-__all__ = ["tokenize", "tokenize_pairs"]
+__all__ = ["MAX_LENGTH", "lone_surrogate", "tokenize", "tokenize_pairs"]
 
+MAX_LENGTH = 1_000_000  # tokens of a sample
 _DOCUMENT_START = "<|endoftext|>"
+
+
+def lone_surrogate(text: str) -> int | None:
+    """Return the index of the first half of a surrogate pair, which UTF-8 cannot hold; None if none is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -28,11 +38,12 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list
         the token ids of each text, each with at least one.
 
     Raises:
-        ConfigError: ``max_length`` is below 1.
-        ModelError: a text is empty and the tokenizer has no token that could stand for it.
+        ConfigError: ``max_length`` is not from 1 to 1000000.
+        ModelError: a text is not valid Unicode, or is empty and the tokenizer has no token that could
+            stand for it.
 
     """
-    _check(max_length)
+    _check(max_length, texts)
     if not texts:
         return []
     start = _start(tokenizer)
@@ -56,11 +67,12 @@ def tokenize_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length:
         the token ids of each pair, each with at least one.
 
     Raises:
-        ConfigError: ``max_length`` is below 1.
-        ModelError: a pair is empty and the tokenizer has no token that could stand for it.
+        ConfigError: ``max_length`` is not from 1 to 1000000.
+        ModelError: a text is not valid Unicode, or a pair is empty and the tokenizer has no token that
+            could stand for it.
 
     """
-    _check(max_length)
+    _check(max_length, [text for pair in pairs for text in pair])
     if not pairs:
         return []
     firsts, seconds = [first for first, _ in pairs], [second for _, second in pairs]
@@ -101,6 +113,13 @@ def _sample(ids: list[int]) -> list[int]:
     return ids
 
 
-def _check(max_length: int) -> None:
-    if max_length < 1:
-        raise ConfigError("max_length", max_length, "at least 1")
+def _check(max_length: int, texts: Sequence[str]) -> None:
+    if not 1 <= max_length <= MAX_LENGTH:
+        raise ConfigError("max_length", max_length, f"1 to {MAX_LENGTH}")
+    for text in texts:
+        wrong = lone_surrogate(text)
+        if wrong is not None:
+            raise ModelError(
+                f"the text {text[:40]!r} is not valid Unicode (character {wrong + 1} stands for no "
+                "character); correct it or leave it out"
+            )

@@ -35,7 +35,7 @@ from .frames import HEADER_SIZE, MAX_META, VERSION, Frame, FrameBuffer
 from .message import Message
 from .messages import decode_message
 from .state import CONNECTION, Phase, Role, StreamPhase
-from .stream import Stream
+from .stream import CHARGED, Stream
 
 __all__ = ["Endpoint"]
 
@@ -83,6 +83,7 @@ class Endpoint:
         self._output: list[bytes | memoryview] = []
         self._peer_frame = MAX_META
         self._goaway: Goaway | None = None
+        self._ignored = 0
 
     @classmethod
     def device(
@@ -189,6 +190,11 @@ class Endpoint:
         else:
             # A TLS 1.3 server that refuses our certificate looks like this too.
             self._close(ConnectionClosedError(None, "the peer closed it during the handshake"))
+
+    @property
+    def dropped(self) -> int:
+        """Frames that came and were dropped uncharged: unknown optional ones, and those of failed streams."""
+        return self._frames.skipped + self._ignored
 
     def events_received(self) -> list[Message]:
         """Return the messages since the last call, in order.
@@ -335,6 +341,8 @@ class Endpoint:
             )
         if self._stream(message.stream).received(message, size):
             self._events.append(message)
+        elif not isinstance(message, CHARGED):
+            self._ignored += 1
 
     def _answer_hello(self, message: Hello) -> None:
         self.tenant = message.tenant

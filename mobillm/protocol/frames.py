@@ -143,6 +143,7 @@ class FrameBuffer:
 
     def __init__(self, max_body: int) -> None:
         self.max_body = max_body
+        self.skipped = 0
         self._scratch = bytearray(SCRATCH_SIZE)
         self._view = memoryview(self._scratch)
         self._start = 0  # first unread byte of the scratch buffer
@@ -255,6 +256,7 @@ class FrameBuffer:
         if checksum != header.checksum:
             raise RemoteProtocolError(ErrorCode.CRC_BODY, "the body's CRC32C is wrong")
         if header.type is None:
+            self.skipped += 1
             return None  # an optional extension that this version does not know
         meta = head[: header.meta_size]
         return Frame(header.type, header.stream, header.seq, meta, payload, HEADER_SIZE + header.body_size)

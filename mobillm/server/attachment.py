@@ -19,7 +19,6 @@ from ..protocol import (
     Commit,
     Credit,
     Data,
-    Error,
     Eval,
     Evaluated,
     Finish,
@@ -34,6 +33,8 @@ from ..protocol import (
 from ..transport import Connection
 from .batch import BatchBuilder
 from .blobs import BlobStore, BlobUpload
+from .quota import Quota
+from .refusal import refusal
 from .session import SPAN_RECEIVE, Observer, Session
 
 __all__ = ["Attachment"]
@@ -53,17 +54,25 @@ class Attachment(Observer):
         stream: the stream's number.
         blobs: where blobs are kept.
         limits: the server's limits.
+        quota: what the tenant may store.
 
     """
 
     def __init__(
-        self, session: Session, connection: Connection, stream: int, blobs: BlobStore, limits: Limits
+        self,
+        session: Session,
+        connection: Connection,
+        stream: int,
+        blobs: BlobStore,
+        limits: Limits,
+        quota: Quota,
     ) -> None:
         self.session = session
         self.stream = stream
         self._connection = connection
         self._blobs = blobs
         self._limits = limits
+        self._quota = quota
         self._builder = BatchBuilder()
         self._begun = 0  # microseconds, when the open batch began
         self._upload: BlobUpload | None = None
@@ -135,6 +144,10 @@ class Attachment(Observer):
             raise
         except MobiLLMError as exc:
             self.fail(ErrorCode.SCHEMA_MISMATCH, str(exc))
+        except Exception:
+            # One session's fault must not end the others of the connection.
+            logger.exception("! session %s: %s failed", self.session.id.hex(), message.type.name)
+            self.fail(ErrorCode.INTERNAL, "the server failed; its log says why")
 
     def _receive_data(self, message: Data) -> None:
         if not self._begun:
@@ -160,15 +173,19 @@ class Attachment(Observer):
         try:
             batch.check(session.spec)
         except ConfigError as exc:
-            # The stream goes on: the device may send another batch with this number.
-            text = f"batch {message.seq}: {exc}"
-            self._post(
-                Error(stream=self.stream, seq=message.seq, code=ErrorCode.SCHEMA_MISMATCH, text=text[:512])
-            )
-            self._grant()
+            self._drop(message.seq, ErrorCode.SCHEMA_MISMATCH, f"batch {message.seq}: {exc}")
+            return
+        excess = self._quota.refuse_batch(session.tenant, batch.size)
+        if excess is not None:
+            self._drop(message.seq, ErrorCode.QUOTA, excess)
             return
         session.add_span((SPAN_RECEIVE, batch.seq, begun, time.monotonic_ns() // 1000 - begun))
         await session.put(batch)
+
+    def _drop(self, seq: int, code: ErrorCode, text: str) -> None:
+        """Refuse a batch; the stream goes on: the device may send another batch with this number."""
+        self._post(refusal(self.stream, code, text, seq=seq))
+        self._grant()
 
     @property
     def _largest(self) -> int:
@@ -276,7 +293,7 @@ class Attachment(Observer):
 
     def fail(self, code: ErrorCode, text: str) -> None:
         """End the stream with an error; the session itself stays."""
-        self._post(Error(stream=self.stream, code=code, text=text[:512]))
+        self._post(refusal(self.stream, code, text))
         self.active = False
 
     def _post(self, message: Message) -> None:

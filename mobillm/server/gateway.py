@@ -8,11 +8,14 @@ import pathlib
 
 from ..errors import ConfigError, ConnectionClosed, ErrorCode, MobiLLMError, StorageError
 from ..options import Limits
-from ..protocol import Bye, Detach, Error, Message, Open, Opened
+from ..protocol import Bye, Detach, Open, Opened, Phase
 from ..spec import SessionSpec
 from ..transport import Connection
 from .attachment import Attachment
 from .blobs import BlobStore
+from .lock import DirectoryLock
+from .quota import Quota
+from .refusal import refusal
 from .session import Session
 from .store import SessionStore
 from .workers import Workers
@@ -30,24 +33,31 @@ class Gateway:
         limits: the server's limits.
         device: torch device to train on.
 
+    Raises:
+        ConfigError: another server uses the directory.
+        OSError: the directory cannot be used.
+
     """
 
     def __init__(self, directory: pathlib.Path, *, limits: Limits, device: str = "cpu") -> None:
         self.limits = limits
         self.device = device
         self.sessions: dict[bytes, Session] = {}
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = DirectoryLock(directory)
         self._directory = directory / "sessions"
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._blobs = BlobStore(directory / "blobs")
         self._workers = Workers()
         self._attachments: dict[bytes, Attachment] = {}
+        self._quota = Quota(limits, self._attachments)
 
     async def restore(self) -> None:
         """Load all sessions from the disk and go on training those that are complete but not finished."""
         for directory in sorted(self._directory.iterdir()):
             try:
                 session = await self._workers.write(self._load, directory)
-                self.sessions[session.id] = session
+                self._add(session)
                 if session.last is not None and session.finished is None:
                     head, blob = session.spec.head, None
                     if head is not None:
@@ -56,17 +66,22 @@ class Gateway:
             except (MobiLLMError, ValueError, OSError) as exc:
                 logger.error("! %s is left alone: %s", directory, exc)
 
+    def _add(self, session: Session) -> None:
+        self.sessions[session.id] = session
+        self._quota.add(session)
+
     def _load(self, directory: pathlib.Path) -> Session:
         return Session(bytes.fromhex(directory.name), SessionStore(directory), self._workers, self.device)
 
     async def close(self) -> None:
-        """Write a checkpoint of each session and end the threads."""
+        """Write a checkpoint of each session, end the threads, and give the directory free."""
         for session in self.sessions.values():
             try:
                 await session.close()
             except MobiLLMError as exc:
                 logger.error("! session %s: %s", session.id.hex(), exc)
         self._workers.close()
+        self._lock.release()
 
     async def handle(self, connection: Connection) -> None:
         """Serve one connection until it ends."""
@@ -92,48 +107,60 @@ class Gateway:
         if self._attachments.get(attachment.session.id) is attachment:
             del self._attachments[attachment.session.id]
         await attachment.close()
+        if attachment.session.id not in self._attachments:
+            await attachment.session.park()
 
     async def _open(self, connection: Connection, message: Open, streams: dict[int, Attachment]) -> None:
+        tenant = connection.endpoint.tenant
+        if connection.endpoint.phase is Phase.DRAINING:
+            again = connection.timeouts.drain  # by then this server is gone, and another one may be there
+            text = "the server is about to stop"
+            connection.post(refusal(message.stream, ErrorCode.DRAINING, text, retry_after=again))
+            return
+        excess = self._quota.refuse_session(tenant) if message.session is None else None
+        if excess is not None:
+            connection.post(refusal(message.stream, ErrorCode.QUOTA, excess))
+            return
         try:
-            session = await self._find(connection.endpoint.tenant, message)
+            with self._quota.reserved(tenant):
+                session = await self._find(tenant, message)
         except StorageError as exc:
             logger.error("! %s", exc)
-            self._refuse(connection, message, ErrorCode.STORAGE_FULL, "the server cannot store a session")
+            text = "the server cannot store a session"
+            connection.post(refusal(message.stream, ErrorCode.STORAGE_FULL, text))
             return
         except ConfigError as exc:
-            self._refuse(connection, message, ErrorCode.SCHEMA_MISMATCH, str(exc))
+            connection.post(refusal(message.stream, ErrorCode.SCHEMA_MISMATCH, str(exc)))
             return
         if session is None:
-            self._refuse(connection, message, ErrorCode.SESSION_UNKNOWN, "there is no such session")
+            text = "there is no such session"
+            connection.post(refusal(message.stream, ErrorCode.SESSION_UNKNOWN, text))
             return
         await self._attach(connection, message.stream, session, streams)
 
     async def _attach(
         self, connection: Connection, stream: int, session: Session, streams: dict[int, Attachment]
     ) -> None:
-        await session.recover()
-        # The newest attachment wins: the device may have come back before its old link died. Another
-        # one may come while this one waits, so there is no wait between the last look and our entry.
-        while (old := self._attachments.pop(session.id, None)) is not None:
-            old.fail(ErrorCode.SESSION_TAKEN_OVER, "the session was attached to another connection")
-            await old.close()
-        session.epoch += 1
-        attachment = Attachment(session, connection, stream, self._blobs, self.limits)
-        self._attachments[session.id] = attachment
-        streams[stream] = attachment
-        session.observer = attachment
-        connection.post(
-            Opened(
-                stream=stream,
-                session=session.id,
-                epoch=session.epoch,
-                received=session.received,
-                durable=session.durable,
-                applied=session.applied,
-                missing=attachment.missing,
-                finished=session.finished is not None,
-            )
-        )
+        async with session.attaching:  # one after another, so that their numbers rise
+            await session.recover()
+            try:
+                epoch = await session.begin_epoch()
+            except StorageError as exc:
+                logger.error("! session %s: %s", session.id.hex(), exc)
+                if session.finished is None:
+                    text = "the server cannot store the attachment"
+                    connection.post(refusal(stream, ErrorCode.STORAGE_FULL, text))
+                    return
+                epoch = session.epoch  # nothing of it changes any more, and its weights can still be pulled
+            # The newest attachment wins: the device may have come back before its old link died.
+            while (old := self._attachments.pop(session.id, None)) is not None:
+                old.fail(ErrorCode.SESSION_TAKEN_OVER, "the session was attached to another connection")
+                await old.close()
+            attachment = Attachment(session, connection, stream, self._blobs, self.limits, self._quota)
+            self._attachments[session.id] = attachment
+            streams[stream] = attachment
+            session.observer = attachment
+            connection.post(_opened(attachment, epoch))
         try:
             await attachment.start()
         except StorageError as exc:
@@ -143,6 +170,10 @@ class Gateway:
             raise
         except MobiLLMError as exc:
             attachment.fail(ErrorCode.SCHEMA_MISMATCH, str(exc))
+        except Exception:
+            # One session's fault must not end the others of the connection.
+            logger.exception("! session %s cannot be attached", session.id.hex())
+            attachment.fail(ErrorCode.INTERNAL, "the server failed; its log says why")
 
     async def _find(self, tenant: str, message: Open) -> Session | None:
         if message.session is not None:
@@ -153,9 +184,20 @@ class Gateway:
         session_id = os.urandom(16)
         store = await self._workers.write(SessionStore.create, self._directory, session_id, tenant, spec)
         session = Session(session_id, store, self._workers, self.device)
-        self.sessions[session_id] = session
+        self._add(session)
         logger.info("= %s: session %s opened, task %s", tenant, session_id.hex(), spec.task)
         return session
 
-    def _refuse(self, connection: Connection, message: Message, code: ErrorCode, text: str) -> None:
-        connection.post(Error(stream=message.stream, code=code, text=text[:512]))
+
+def _opened(attachment: Attachment, epoch: int) -> Opened:
+    session = attachment.session
+    return Opened(
+        stream=attachment.stream,
+        session=session.id,
+        epoch=epoch,
+        received=session.received,
+        durable=session.durable,
+        applied=session.applied,
+        missing=attachment.missing,
+        finished=session.finished is not None,
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import mmap
 import os
 import pathlib
@@ -30,6 +31,8 @@ from .batch import Batch
 from .files import sync_directory
 
 __all__ = ["ActivationLog", "Entry"]
+
+logger = logging.getLogger("mobillm.server")
 
 # magic, version, map's length, payload's length, CRC32C of the map, CRC32C of the payload, offset of the
 # group; then CRC32C of all that
@@ -171,6 +174,9 @@ class ActivationLog:
             entry = self._recover_record(offset, total)
             if entry is None:
                 self._require_torn(offset, total)
+                logger.warning(
+                    "! %s: %d bytes after batch %d are cut off", self.path, total - offset, self.last
+                )
                 os.ftruncate(self._file, offset)
                 os.fsync(self._file)
                 break

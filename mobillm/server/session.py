@@ -20,7 +20,7 @@ from ..errors import ConfigError, ErrorCode, MobiLLMError, StorageError
 from ..protocol import Finished, Metrics
 from ..spec import SessionSpec
 from .batch import Batch
-from .log import Entry
+from .log import ActivationLog, Entry
 from .replay import Replay
 from .store import SessionStore
 from .trainer import Trainer
@@ -91,13 +91,14 @@ class Session:
         device: torch device to train on.
 
     Attributes:
-        epoch: number of the last attachment.
+        epoch: number of the last attachment, see :meth:`begin_epoch`.
         received, durable, applied: batch numbers, see ``docs/protocol.md``.
         held: packed bytes of batches that came and whose memory is not free again.
         last: number of the last batch, once the device has said so.
         finished: set when all epochs have been trained.
         observer: whom to tell; replaced at each attachment.
         workers: the server's threads.
+        attaching: held while a device is being attached.
 
     """
 
@@ -110,15 +111,21 @@ class Session:
         self.finished: Finished | None = None
         if description["finished"] is not None:
             self.finished = Finished(**description["finished"])
-        self.epoch = 0
+        self.epoch: int = description["epoch"]
         self.observer = Observer()
-        self.log = store.open_log()
-        self.received = self.durable = self.log.last
-        self.applied = 0
+        self._log: ActivationLog | None = None
+        self._closed_size = store.log_size()  # while the log is not open
         self.held = 0
-        # A crash may have come between FINISH and the disk; then the device sends what is missing again.
         last: int | None = description["last"]
-        self.last = last if last is None or last <= self.received else None
+        if self.finished is not None and last is not None:
+            # The result needs no log; it is opened when somebody asks for more.
+            self.last: int | None = last
+            self.received = self.durable = self.applied = last
+        else:
+            self.received = self.durable = self.log.last
+            self.applied = 0
+            # A crash may have come between FINISH and the disk; then the device sends the rest again.
+            self.last = last if last is None or last <= self.received else None
         self.trainer: Trainer | None = None
         self.workers = workers
         self._device = device
@@ -127,6 +134,7 @@ class Session:
         self._queue: collections.deque[Batch | Entry] = collections.deque()
         self._wake = asyncio.Condition()
         self._starting = asyncio.Lock()
+        self.attaching = asyncio.Lock()
         self._failed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._progress = _Progress()
@@ -135,6 +143,24 @@ class Session:
         self._spans: list[Span] = []
         self._reported = 0.0
         self._saved = time.monotonic()
+
+    @property
+    def log(self) -> ActivationLog:
+        """The activation log, opened on first use.
+
+        Raises:
+            StorageError: it is damaged before its last record.
+
+        """
+        if self._log is None:
+            self._log = self.store.open_log()
+        return self._log
+
+    def _close_log(self) -> None:
+        log, self._log = self._log, None
+        if log is not None:
+            self._closed_size = log.size
+            log.close()
 
     async def start(self, head: bytes | None) -> None:
         """Build or restore the trainer, and begin to write and to train.
@@ -152,7 +178,8 @@ class Session:
                 return
             self.trainer = await self.workers.train(self._restore, head)
             # What the log holds beyond the checkpoint is trained on again, in the same order.
-            self._queue.extend(entry for entry in self.log.entries if entry.seq > self.applied)
+            if self.finished is None:
+                self._queue.extend(entry for entry in self.log.entries if entry.seq > self.applied)
             self._saved = time.monotonic()
             loop = asyncio.get_running_loop()
             for work in (self._write, self._train):
@@ -179,10 +206,19 @@ class Session:
         trainer = Trainer(self.spec, head, self._device)
         checkpoint = self.store.load_checkpoint()
         if checkpoint is None:
-            self.finished = None  # a result without weights is none
+            self.finished = None  # a result without weights is none: it is trained again from the log
+            self.received = self.durable = self.log.last
+            self.applied = 0
+            if self.last is not None and self.last > self.received:
+                self.last = None
         else:
             self._progress = _Progress(**trainer.load(checkpoint))
             self.applied = self._progress.applied
+        if self.finished is None and self.applied > self.log.last:
+            raise StorageError(
+                f"{self.log.path} ends at batch {self.log.last}, but batch {self.applied} was trained on: "
+                "it is damaged; restore it from a backup or delete the session"
+            )
         return trainer
 
     async def _guard(self, work: Callable[[], Any]) -> None:
@@ -214,6 +250,18 @@ class Session:
         self._pending.append(batch)
         async with self._wake:
             self._wake.notify_all()
+
+    async def begin_epoch(self) -> int:
+        """Return the number of a new attachment; it is on the disk, so no later one has it again.
+
+        Raises:
+            StorageError: the disk is full or broken.
+
+        """
+        self.epoch += 1
+        epoch = self.epoch
+        await self._describe()
+        return epoch
 
     def is_other(self, seq: int, checksum: int) -> bool:
         """Tell whether a batch that is durable already had other bytes than these."""
@@ -260,6 +308,12 @@ class Session:
         """Batches that have arrived and have not been trained on."""
         return len(self._pending) + len(self._queue)
 
+    @property
+    def stored(self) -> int:
+        """Bytes of the log, with those of batches that are about to be written."""
+        size = self._closed_size if self._log is None else self._log.size
+        return size + sum(batch.size for batch in self._pending)
+
     def add_span(self, span: Span) -> None:
         """Keep a timing for the next METRICS, if the spec asks for timings."""
         if self.spec.trace and len(self._spans) < 64:
@@ -294,7 +348,16 @@ class Session:
                 if running and not self._failed:
                     await self.checkpoint()
             finally:
-                self.log.close()
+                self._close_log()
+
+    async def park(self) -> None:
+        """Free the memory and the files of a session that is finished; :meth:`start` brings it back."""
+        async with self._starting:
+            if self.finished is None or self.trainer is None:
+                return
+            await self._cancel()
+            self.trainer = None
+            self._close_log()
 
     async def _cancel(self) -> bool:
         """End the tasks after their current piece of work; tell whether there were any."""
@@ -421,6 +484,7 @@ class Session:
             "tenant": self.tenant,
             "spec": self.spec.to_map(),
             "last": self.last,
+            "epoch": self.epoch,
             "finished": finished,
         }
         await self.workers.write(self.store.describe, description)

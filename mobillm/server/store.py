@@ -22,6 +22,7 @@ logger = logging.getLogger("mobillm.server")
 # damage is seen at load.
 CHECKPOINT = re.compile(r"checkpoint-(\d{12})-([0-9a-f]{32})\.safetensors")
 KEPT = 2
+LOG = "activations.log"
 
 
 class SessionStore:
@@ -50,7 +51,7 @@ class SessionStore:
         except OSError as exc:
             raise StorageError(f"{directory} cannot be made: {exc.strerror}") from exc
         store = cls(directory)
-        store.describe({"tenant": tenant, "spec": spec.to_map(), "last": None, "finished": None})
+        store.describe({"tenant": tenant, "spec": spec.to_map(), "last": None, "epoch": 0, "finished": None})
         return store
 
     def describe(self, description: dict[str, Any]) -> None:
@@ -80,7 +81,14 @@ class SessionStore:
             StorageError: it is damaged before its last record.
 
         """
-        return ActivationLog(self.directory / "activations.log")
+        return ActivationLog(self.directory / LOG)
+
+    def log_size(self) -> int:
+        """Return the bytes of the activation log without opening it; 0 when there is none."""
+        try:
+            return (self.directory / LOG).stat().st_size
+        except OSError:
+            return 0
 
     def save_checkpoint(self, steps: int, data: bytes) -> None:
         """Store a checkpoint and delete all but the newest ones.
@@ -127,5 +135,7 @@ def _check(description: dict[str, Any]) -> None:
     last, finished = description["last"], description["finished"]
     if not isinstance(description["tenant"], str) or not isinstance(last, int | None):
         raise TypeError("tenant or last is of another type")
+    if type(description["epoch"]) is not int or description["epoch"] < 0:
+        raise ValueError("epoch is not a count")
     if finished is not None and set(finished) != {"steps", "loss"}:
         raise KeyError("finished")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable
-from typing import Any, Self, cast
+from typing import Self, cast
 
 from ..errors import (
     ConnectionClosed,
@@ -24,13 +24,16 @@ from ..errors import (
     ProtocolError,
 )
 from ..options import Limits, Timeouts
-from ..protocol import Auth, Bye, Endpoint, Message, Phase, Ping, Pong, Role, Welcome
+from ..protocol import Auth, Bye, Endpoint, Goaway, Message, Phase, Ping, Pong, Role, Welcome
+from .budget import Budget
+from .sockets import peer_of, tune
 
 __all__ = ["ALPN", "Connection"]
 
 logger = logging.getLogger("mobillm.transport")
 
 ALPN = "mobillm/1"
+CALM_PAUSE = 10.0  # seconds after which a device that sent too much may come back
 
 # The socket's own buffer, beyond what the kernel holds: a control frame waits behind at most this much.
 HIGH_WATER_CHUNKS = 2
@@ -52,6 +55,8 @@ class Connection(asyncio.BufferedProtocol):
         timeouts: bounds of every wait.
         limits: bounds of everything held.
         on_made: called once the transport is there, TLS included; None calls nobody.
+        on_hello: called once a device has named its tenant, before it can prove anything; None calls nobody.
+        budget: what a device may send that is not charged; None bounds nothing.
 
     Attributes:
         endpoint: the protocol core.
@@ -70,6 +75,8 @@ class Connection(asyncio.BufferedProtocol):
         timeouts: Timeouts,
         limits: Limits,
         on_made: Callable[[Connection], None] | None = None,
+        on_hello: Callable[[Connection], None] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.timeouts = timeouts
@@ -81,6 +88,9 @@ class Connection(asyncio.BufferedProtocol):
         self.round_trip: float | None = None
         self.clock_offset: float | None = None
         self._on_made = on_made
+        self._on_hello = on_hello
+        self._budget = budget
+        self._dropped = 0  # frames that the budget has paid for
         self._best_round_trip = float("inf")
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -107,9 +117,7 @@ class Connection(asyncio.BufferedProtocol):
         """Start the handshake and its clock."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=HIGH_WATER_CHUNKS * self.limits.chunk)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(transport, self.timeouts.unacknowledged)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != ALPN:
             # Python accepts a peer that names no common protocol, so it is checked here.
@@ -160,11 +168,30 @@ class Connection(asyncio.BufferedProtocol):
     # The inside.
 
     def _after(self) -> None:
+        if self._on_hello is not None and self.endpoint.tenant:
+            on_hello, self._on_hello = self._on_hello, None
+            on_hello(self)
         self._flush()
         for message in self.endpoint.events_received():
+            if self._budget is not None:
+                self._require_calm(self._budget.spend(message))
             self._dispatch(message)
+        dropped = self.endpoint.dropped
+        if self._budget is not None and dropped > self._dropped:
+            self._require_calm(self._budget.spend_dropped(dropped - self._dropped))
+            self._dropped = dropped
         if self.endpoint.is_closed():
             self._shut()
+
+    def _require_calm(self, excess: str | None) -> None:
+        """End the connection of a device that sends too much; what it sends then is dropped."""
+        if excess is None or not self.is_open:
+            return
+        self._leaving = self._refusing = True
+        text = f"too many {excess}; send fewer"
+        self.endpoint.send(Goaway(code=ErrorCode.CALM, text=text))
+        self.endpoint.fail(ErrorCode.CALM, text, CALM_PAUSE)
+        self._flush()
 
     def _shut(self) -> None:
         """Close the transport once the endpoint is closed."""
@@ -175,7 +202,8 @@ class Connection(asyncio.BufferedProtocol):
         linger = self._refusing or isinstance(self.endpoint.close_exc, ProtocolError)
         if linger and self._transport.can_write_eof():
             self._lingering = True
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # the peer may be gone already
+                self._transport.write_eof()
             self._resume()
             drain = self.timeouts.drain
             self._arm(LINGER if drain is None else min(LINGER, drain))
@@ -312,10 +340,15 @@ class Connection(asyncio.BufferedProtocol):
         return self._lost or closing or self.endpoint.is_closed()
 
     @property
+    def host(self) -> str:
+        """Address of the peer's machine; empty when it has none."""
+        return peer_of(self._transport)[0]
+
+    @property
     def peer(self) -> str:
         """Address of the peer, for people."""
-        name: Any = self._transport.get_extra_info("peername") if self._transport else None
-        return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unknown"
+        host, port = peer_of(self._transport)
+        return f"{host}:{port}" if host else "unknown"
 
     async def wait_open(self) -> None:
         """Wait for the end of the handshake, which the handshake's timeout bounds.

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ..errors import ConfigError, ConnectionClosed, ErrorCode, MobiLLMError
 from ..options import Limits, Timeouts
 from ..protocol import Endpoint, Goaway
 from .address import Address
+from .admission import Admission
+from .budget import Budget
 from .connection import Connection
 
 __all__ = ["Server", "serve"]
@@ -26,6 +29,9 @@ Handler = Callable[[Connection], Awaitable[None]]
 
 # Seconds that a cancelled handler's connection has to say goodbye before it is aborted.
 LAST_WORDS = 1.0
+
+# Seconds after which a device that found no room may try again; most handshakes take far less.
+BUSY_PAUSE = 1.0
 
 
 class Server:
@@ -47,6 +53,8 @@ class Server:
         self._server: asyncio.Server | None = None
         self._connections: dict[Connection, asyncio.Task[None]] = {}
         self._closing: asyncio.Task[None] | None = None
+        self._admission = Admission(limits)
+        self._turned_away = 0  # connections that still have to be told so
 
     @property
     def address(self) -> Address:
@@ -71,19 +79,62 @@ class Server:
 
     def _make(self) -> Connection:
         endpoint = Endpoint.server(self._keys, nonce=os.urandom(16), limits=self._limits)
-        return Connection(endpoint, timeouts=self._timeouts, limits=self._limits, on_made=self._begin)
+        return Connection(
+            endpoint,
+            timeouts=self._timeouts,
+            limits=self._limits,
+            on_made=self._begin,
+            on_hello=self._check_pause,
+            budget=Budget(),
+        )
 
     def _begin(self, connection: Connection) -> None:
         # Not before the transport is there: a failed TLS handshake never calls the protocol again.
         if self._closing is not None:
             connection.abort()
-            return
-        self._connections[connection] = asyncio.get_running_loop().create_task(self._run(connection))
+        elif self._admission.enter(connection.host):
+            self._start(connection, self._run(connection))
+        elif self._turned_away < self._limits.handshakes:
+            self._turned_away += 1
+            self._start(connection, self._turn_away(connection))
+        else:
+            connection.abort()  # so many are being told that there is no room that there is none for this
+
+    def _start(self, connection: Connection, work: Coroutine[Any, Any, None]) -> None:
+        self._connections[connection] = asyncio.get_running_loop().create_task(work)
+
+    async def _turn_away(self, connection: Connection) -> None:
+        """Refuse a connection for which the handshake has no room."""
+        try:
+            logger.info("x %s: too many connections in the handshake", connection.peer)
+            connection.fail(ErrorCode.SERVER_BUSY, "too many connections are logging in", BUSY_PAUSE)
+            await connection.close()
+        finally:
+            self._turned_away -= 1
+            del self._connections[connection]
+
+    def _check_pause(self, connection: Connection) -> None:
+        pause = self._admission.pause(connection.host, connection.endpoint.tenant)
+        if pause > 0:
+            connection.fail(ErrorCode.CALM, "too many failed logins", math.ceil(pause))
+
+    async def _log_in(self, connection: Connection) -> None:
+        """Wait for the end of the handshake, whose place it then gives back."""
+        host, endpoint = connection.host, connection.endpoint
+        try:
+            await connection.wait_open()
+        except ConnectionClosed as exc:
+            if exc.code == ErrorCode.AUTH_FAILED:
+                self._admission.fail(host, endpoint.tenant)
+            raise
+        finally:
+            self._admission.leave(host)
+        self._admission.succeed(host, endpoint.tenant)
+        logger.info("= %s: %s connected", connection.peer, endpoint.tenant)
 
     async def _run(self, connection: Connection) -> None:
         try:
-            await connection.wait_open()
-            logger.info("= %s: %s connected", connection.peer, connection.endpoint.tenant)
+            await self._log_in(connection)
             await self._handler(connection)
         except ConnectionClosed as exc:
             logger.info("x %s: %s", connection.peer, exc)
@@ -118,7 +169,7 @@ class Server:
             if connection.is_open:
                 connection.post(Goaway(code=ErrorCode.NO_ERROR, text="the server stops", grace=grace))
             else:
-                connection.abort()
+                connection.fail(ErrorCode.DRAINING, "the server stops", grace)
         tasks = list(self._connections.values())
         if tasks:
             await asyncio.wait(tasks, timeout=self._timeouts.drain)

@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from mobillm.cli import main
-from mobillm.cli.arguments import address, at_least
+from mobillm.cli.arguments import address, at_least, between
 from mobillm.transport import Address
 from tests.cli.commands import fails
 
@@ -18,6 +18,17 @@ def test_at_least() -> None:
     for text in ("1", "2.5", "x", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="no integer of at least 2"):
             at_least(2)(text)
+
+
+def test_between() -> None:
+    """Integers outside the range, and what is no integer, are refused with the range."""
+    assert [between(0, 9)(text) for text in ("0", "9")] == [0, 9]
+    for text in ("-1", "10", "2.5", "", "9" * 5000):
+        with pytest.raises(argparse.ArgumentTypeError, match="no integer from 0 to 9") as caught:
+            between(0, 9)(text)
+        assert len(str(caught.value)) < 100
+    with pytest.raises(argparse.ArgumentTypeError, match="is above 1000000000"):
+        at_least(1)(str(10**30))
 
 
 def test_address() -> None:

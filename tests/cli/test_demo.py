@@ -12,4 +12,4 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--task", "poetry"]) == 2
     assert "causal-lm" in capsys.readouterr().err
     assert main(["demo", "--epochs", "0"]) == 2
-    assert "at least 1" in capsys.readouterr().err
+    assert "no integer from 1 to 10000" in capsys.readouterr().err

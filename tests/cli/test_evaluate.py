@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 
 from mobillm.cli import main
 from mobillm.nn.backbone import Backbone
 from tests.cli.commands import fails
+from tests.nn.tiny import DECODERS, tiny_tokenizer
 
 
 def _evaluate(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, float]:
@@ -76,3 +79,23 @@ def test_bad_input(
     assert "line 2: the label 'maybe' is none of 'no', 'yes'" in fails(capsys, *common, str(path))
     text = fails(capsys, "evaluate", "--model", model, "--side", str(tmp_path), "--data", data)
     assert "holds no side network" in text
+
+
+def test_another_model(
+    side: str,
+    language_side: str,
+    data: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With another model than in training, the error names the one that is needed."""
+    shape = DECODERS["llama"]()
+    shape.num_hidden_layers = 2
+    kind: Any = transformers.AutoModelForCausalLM
+    kind.from_config(shape).save_pretrained(tmp_path / "small")
+    tiny_tokenizer().save_pretrained(tmp_path / "small")
+    expected = "the backbone small has layers 2, but the side network was trained with tiny, which has 3"
+    common = ["--model", str(tmp_path / "small"), "--side"]
+    assert expected in fails(capsys, "evaluate", *common, side, "--data", data)
+    assert expected in fails(capsys, "predict", *common, side, "w5")
+    assert expected in fails(capsys, "generate", *common, language_side, "--prompt", "w5")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import errno
+import socket
+import ssl
 
 import pytest
 
-from mobillm.cli.failure import explain, missing_package
+from mobillm.cli.failure import explain, missing_package, unexpected
 from mobillm.errors import (
     ConfigError,
     ConnectionClosedError,
@@ -16,8 +18,9 @@ from mobillm.errors import (
     HandshakeError,
     RemoteError,
 )
+from mobillm.transport import Address
 
-ARGS = argparse.Namespace(lr=1.0, side_heads=3, weight_decay=0.0, max_length=4)
+ARGS = argparse.Namespace(lr=1.0, side_heads=3, weight_decay=0.0, max_length=4, server=Address("far", 1))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,18 @@ ARGS = argparse.Namespace(lr=1.0, side_heads=3, weight_decay=0.0, max_length=4)
         (OSError(errno.EADDRINUSE, "in use"), ["--listen is in use", "another port"]),
         (OSError(errno.EADDRNOTAVAIL, "no"), ["--listen is not one of this machine"]),
         (OSError(errno.ENOSPC, "No space left"), ["No space left", "free some disk space"]),
+        (OSError(errno.ENOSPC, "No space left", "/x/y"), ["/x/y: No space left", "free some disk space"]),
         (PermissionError(errno.EACCES, "denied", "/x"), ["/x: denied", "permissions"]),
+        (PermissionError(errno.EACCES, "bind denied"), ["bind denied; use a port from 1024 on"]),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/x/y"), ["/x/y: Not a directory; a file is"]),
+        (FileExistsError(errno.EEXIST, "File exists", "/x"), ["/x: File exists", "choose another path"]),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/x"), ["/x is a directory; give the path of a"]),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/x"), ["/x: No such file; check the path"]),
+        (OSError(errno.EIO, "Input/output error"), ["Input/output error; check the system"]),
+        (socket.gaierror(-2, "not known"), ["the host 'far' of --server cannot be found: not known; check"]),
+        (ssl.SSLError(1, "bad certificate"), ["TLS failed: bad certificate; check the certificates"]),
+        (ConfigError("timeouts.reconnect", 0, "more"), ["timeouts.reconnect is 0"]),
+        (ConfigError("taps", "1" * 5000, "less"), ["111...; expected less"]),
     ],
 )
 def test_lines(error: BaseException, parts: list[str]) -> None:
@@ -58,3 +72,10 @@ def test_missing_package() -> None:
     assert "pip install 'mobillm[torch]'" in str(missing_package(ImportError(name="rich.live")))
     assert missing_package(ImportError(name="mobillm.nn.gone")) is None
     assert missing_package(ImportError()) is None
+
+
+def test_unexpected() -> None:
+    """A defect is one line with its kind, and what to do with it."""
+    text = unexpected(KeyError("a"))
+    assert text.startswith("unexpected KeyError: 'a'; this is a bug: run again with --debug")
+    assert unexpected(ValueError()).startswith("unexpected ValueError; this is a bug")

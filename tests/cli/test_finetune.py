@@ -71,7 +71,7 @@ def test_causal_lm(
 def test_bad_data(
     model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Data that cannot be used is refused in one line, before a model is loaded."""
+    """Data and options that cannot be used are refused in one line, before a model is loaded."""
     arguments = _arguments(model, data, server, tmp_path / "side")
     for extra, expected in (
         (["--text-column", "words"], "no column 'words'; its columns are text, label"),
@@ -80,12 +80,16 @@ def test_bad_data(
         (["--task", "regression"], "line 2: the target 'no'"),
         (["--task", "causal-lm", "--label-column", "label"], "--label-column is 'label'"),
         (["--limit", "1", "--heldout", "0.5"], "--heldout is 0.5; expected a part of the 1 examples"),
+        (["--heldout", "7"], "--heldout is 7.0; expected a number above 0 and below 1"),
+        (["--patience", "-1"], "--patience is -1.0; expected a positive number of seconds"),
+        (["--text-column", "9" * 5000], "no column '9999"),
         (["--heldout", "1.5"], "--heldout is 1.5; expected a number above 0 and below 1"),
         (["--heldout", "none.tsv"], "there is no file 'none.tsv'"),
         (["--side-heads", "3"], "--side-heads is 3; expected a divisor of side.width = 8"),
         (["--lr", "11"], "--lr is 11.0"),
     ):
-        assert expected in fails(capsys, *arguments, *extra)
+        status = 2 if expected.startswith("--") else 1
+        assert expected in fails(capsys, *arguments, *extra, status=status)
         assert "loading" not in capsys.readouterr().err
     assert not (tmp_path / "side").exists()
 
@@ -98,6 +102,14 @@ def test_bad_usage(
     for extra, expected in (
         (["--task", "translation"], "argument --task: invalid choice: 'translation'"),
         (["--limit", "0"], "argument --limit: '0' is no integer of at least 1"),
+        (["--seed", str(2**63)], "is no integer from 0 to 9223372036854775807"),
+        (["--seed", "9" * 5000], "9...' is no integer from 0 to"),
+        (["--max-length", "1000001"], "'1000001' is no integer from 1 to 1000000"),
+        (["--epochs", "10001"], "'10001' is no integer from 1 to 10000"),
+        (["--threads", "1025"], "'1025' is no integer from 1 to 1024"),
+        (["--limit", str(10**30)], "is above 1000000000"),
+        (["--taps", "2,1"], "argument --taps: '2,1' is no choice; expected 'all', 'every:N'"),
+        (["--taps", "2,2000"], "argument --taps: '2,2000' is no choice; expected layer numbers"),
         (["--format", "int4"], "argument --format: invalid choice: 'int4'"),
         (["--server", "http://x"], "argument --server: 'http://x' is no address"),
     ):
@@ -115,13 +127,14 @@ def test_bad_surroundings(
     text = fails(capsys, *arguments, "--token-file", str(wrong))
     assert "AUTH_FAILED" in text
     assert "check --token-file" in text
-    assert "token file" in fails(capsys, *arguments, "--token-file", str(tmp_path / "none"))
-    assert "--tenant is 'zeta'" in fails(capsys, *arguments, "--tenant", "zeta")
+    assert "token file" in fails(capsys, *arguments, "--token-file", str(tmp_path / "none"), status=2)
+    assert "--tenant is 'zeta'" in fails(capsys, *arguments, "--tenant", "zeta", status=2)
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     text = fails(capsys, *arguments, "--server", f"127.0.0.1:{port}")
     assert "start a server with 'mobillm serve', or check --server" in text
     assert "there is no model at './none'" in fails(capsys, *arguments, "--model", "./none")
-    assert "tap 9 does not exist" in fails(capsys, *arguments, "--taps", "9")
+    text = fails(capsys, *arguments, "--taps", "2,9", status=2)
+    assert "--taps is '2,9'; expected layer numbers from 0 (the embedding's output) to 3" in text
     (tmp_path / "file").write_text("")
-    assert "check the path" in fails(capsys, *arguments, "--out", str(tmp_path / "file"))
+    assert "choose another path" in fails(capsys, *arguments, "--out", str(tmp_path / "file"))

@@ -29,7 +29,17 @@ def test_bad_input(model: str, side: str, language_side: str, capsys: pytest.Cap
     """Another task, a temperature out of range and another model are one line each."""
     common = ["generate", "--model", model, "--prompt", "w5"]
     assert "cannot generate; use 'mobillm predict'" in fails(capsys, *common, "--side", side)
-    text = fails(capsys, *common, "--side", language_side, "--temperature", "-1")
+    text = fails(capsys, *common, "--side", language_side, "--temperature", "-1", status=2)
     assert text == "--temperature is -1.0; expected 0 to 100"
     text = fails(capsys, *common, "--side", language_side, "--dtype", "float32")
     assert "in the type it was trained in" in text
+    for seed in ("-1", str(2**63)):
+        text = fails(capsys, *common, "--side", language_side, f"--seed={seed}", status=2)
+        assert "is no integer from 0 to 9223372036854775807" in text
+    for prompt, expected in (
+        ("", "--prompt: it is empty"),
+        ("w5 \udcff", "--prompt: not valid Unicode (character 4"),
+        ("w5 " * 40, "the prompt has more than 32 tokens"),
+    ):
+        arguments = ["generate", "--model", model, "--side", language_side, "--prompt", prompt]
+        assert expected in fails(capsys, *arguments)

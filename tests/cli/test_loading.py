@@ -39,5 +39,7 @@ def test_output(tmp_path: Path) -> None:
 
 def test_config(tmp_path: Path) -> None:
     """A directory without a side network is refused by the option's name."""
-    with pytest.raises(ModelError, match=r"--side .* holds no side network"):
-        load_config(tmp_path)
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path, tmp_path / "file", tmp_path / "none"):
+        with pytest.raises(ModelError, match=r"--side .* holds no side network"):
+            load_config(folder)

@@ -6,6 +6,7 @@ import argparse
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert "required: --side, --prompt; see 'mobillm generate --help'" in text
 
 
-def _run_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def _run_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *, debug: bool = False) -> None:
     def run(_args: argparse.Namespace) -> int:
         raise error
 
@@ -51,6 +52,7 @@ def _run_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(cli, "_parser", lambda: parser)
     arguments: Any = parser.parse_args(["predict", "--model", "m", "--side", "s"])
     arguments.run = run
+    arguments.debug = debug
     monkeypatch.setattr(parser, "parse_args", lambda _argv: arguments)
 
 
@@ -58,12 +60,30 @@ def _run_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     ("error", "status", "line"),
     [
         (KeyboardInterrupt(), 130, "mobillm: interrupted\n"),
-        (ConfigError("x", 1, "2"), 1, "mobillm: error: x is 1; expected 2\n"),
+        (ConfigError("x", 1, "2"), 2, "mobillm: error: x is 1; expected 2\n"),
         (TimeoutError("too slow"), 1, "mobillm: error: too slow; check the server and the network\n"),
         (
             ModuleNotFoundError("no", name="torch.nn"),
             1,
             "mobillm: error: this command needs the package torch; run: pip install 'mobillm[torch]'\n",
+        ),
+        (
+            TypeError("two\nlines"),
+            1,
+            "mobillm: error: unexpected TypeError: two lines; this is a bug: run again with --debug for the "
+            "traceback and report it\n",
+        ),
+        (
+            ImportError("gone", name="mobillm.gone"),
+            1,
+            "mobillm: error: unexpected ImportError: gone; this is a bug: run again with --debug for the "
+            "traceback and report it\n",
+        ),
+        (
+            MemoryError(),
+            1,
+            "mobillm: error: the memory does not suffice; lower --batch-size or --max-length, or take a "
+            "smaller model\n",
         ),
     ],
 )
@@ -80,11 +100,15 @@ def test_errors_are_one_line(
     assert capsys.readouterr().err == line
 
 
-def test_defects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that is no failure of the surroundings keeps its traceback."""
-    _run_with(monkeypatch, ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
-        main([])
+def test_defects_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --debug the traceback of a defect comes before its line."""
+    _run_with(monkeypatch, ZeroDivisionError(), debug=True)
+    assert main([]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("mobillm: error: unexpected ZeroDivisionError; this is a bug")
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +148,18 @@ def test_closed_output_is_no_traceback(model: str, side: str) -> None:
         notices = process.stderr.read().splitlines()
     assert [line for line in notices if not line.endswith(" ...")] == []
     assert process.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_output_without_space(model: str, side: str) -> None:
+    """Output that cannot be written is one line, also when the interpreter ends."""
+    command = [sys.executable, "-m", "mobillm", "predict", "--model", model, "--side", side, "w5"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+    lines = [line for line in done.stderr.splitlines() if not line.endswith(" ...")]
+    assert len(lines) == 1
+    assert lines[0].startswith("mobillm: error: No space left on device; free some disk space")
+    assert done.returncode == 1
 
 
 def test_help_needs_no_torch() -> None:

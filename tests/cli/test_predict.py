@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from mobillm.cli import main
 from mobillm.cli.predict import _pair
+from mobillm.nn.saved import CONFIG_FILE, WEIGHTS_FILE
 from tests.cli.commands import fails
 
 
@@ -68,4 +71,39 @@ def test_bad_input(
     text = fails(capsys, "predict", "--model", model, "--side", language_side, "w5")
     assert "use 'mobillm generate'" in text
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
-    assert "standard input is not UTF-8" in fails(capsys, "predict", "--model", model, "--side", side)
+    text = fails(capsys, "predict", "--model", model, "--side", side)
+    assert "standard input, line 1: not valid Unicode (character 1" in text
+    monkeypatch.setattr("sys.stdin", io.StringIO("w5\n\n"))
+    text = fails(capsys, "predict", "--model", model, "--side", side)
+    assert "standard input, line 2: it is empty" in text
+    text = fails(capsys, "predict", "--model", model, "--side", side, "w5", "w6\udcff")
+    assert "text 2: not valid Unicode (character 3" in text
+
+
+def test_a_line_that_is_not_utf8(
+    model: str, side: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines before the bad one are answered, and the bad one is named."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"w5\nw6\nw\xe9\n"), encoding="utf-8"))
+    assert main(["predict", "--model", model, "--side", side, "--batch-size", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "standard input, line 3: not valid Unicode (character 2" in err
+
+
+def test_damaged_side_network(
+    model: str, side: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of another run, a damaged configuration and weights that are not finite are one line each."""
+    folder = tmp_path / "side"
+    shutil.copytree(side, folder)
+    arguments = ["predict", "--model", model, "--side", str(folder), "w5"]
+    config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    text = fails(capsys, *arguments)
+    assert f"{weights} and {config} do not belong together" in text
+    for content in ("[]", "[" * 200_000, "{}", '{"format": 1, "max_length": 4}', "\udcff"):
+        config.write_bytes(content.encode("utf-8", "surrogateescape"))
+        text = fails(capsys, *arguments)
+        assert text.startswith(f"{config} is damaged: ")
+        assert text.endswith("copy the whole directory again, or train again")

@@ -44,13 +44,14 @@ def test_address_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_exposure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Listening beyond the machine without TLS needs --insecure; half a certificate is refused."""
     for listen in ("0.0.0.0:0", "[::]:0", "example.org:7707"):
-        text = fails(capsys, "serve", "--data-dir", str(tmp_path), "--listen", listen)
+        text = fails(capsys, "serve", "--data-dir", str(tmp_path), "--listen", listen, status=2)
         assert "without TLS; expected --tls-cert and --tls-key, or --insecure" in text
     pem = str(tmp_path / "x.pem")
-    assert "--tls-cert and --tls-key together" in fails(capsys, "serve", "--tls-key", pem)
-    assert "--tls-cert and --tls-key with it" in fails(capsys, "serve", "--device-ca", pem)
-    assert "--tls-cert and --tls-key with it" in fails(capsys, "serve", "--listen", "mobillms://127.0.0.1:0")
-    assert "tls certificate" in fails(capsys, "serve", "--tls-cert", pem, "--tls-key", pem)
+    assert "--tls-cert and --tls-key together" in fails(capsys, "serve", "--tls-key", pem, status=2)
+    assert "--tls-cert and --tls-key with it" in fails(capsys, "serve", "--device-ca", pem, status=2)
+    text = fails(capsys, "serve", "--listen", "mobillms://127.0.0.1:0", status=2)
+    assert "--tls-cert and --tls-key with it" in text
+    assert "tls certificate" in fails(capsys, "serve", "--tls-cert", pem, "--tls-key", pem, status=2)
     assert not (tmp_path / "token").exists()
 
 
@@ -60,7 +61,7 @@ def test_bad_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     token.write_text("# none\n")
     token.chmod(0o600)
     arguments = ["--data-dir", str(tmp_path / "d"), "--token-file", str(token)]
-    assert "expected a line TENANT:SECRET" in fails(capsys, "serve", *arguments)
+    assert "expected a line TENANT:SECRET" in fails(capsys, "serve", *arguments, status=2)
 
 
 def test_no_such_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,4 +74,27 @@ def test_no_such_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     token.write_text("s3cret\n")
     token.chmod(0o600)
     arguments = ["--data-dir", str(tmp_path / "d"), "--token-file", str(token), "--device", "cuda"]
-    assert "--device is 'cuda'; expected cpu" in fails(capsys, "serve", *arguments)
+    assert "--device is 'cuda'; expected cpu" in fails(capsys, "serve", *arguments, status=2)
+
+
+def test_unknown_host(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that cannot be found is named, with its option."""
+
+    def absent(*_args: object, **_options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", absent)
+    arguments = [
+        "--data-dir",
+        str(tmp_path),
+        "--listen",
+        "nowhere.invalid:0",
+        "--insecure",
+        "--loop",
+        "asyncio",
+    ]
+    text = fails(capsys, "serve", *arguments)
+    assert "the host 'nowhere.invalid' of --listen cannot be found" in text
+    assert text.endswith("check the name and the network")

@@ -77,6 +77,11 @@ def test_examples_that_cannot_be_used(backbone: Backbone) -> None:
     for bad, task, match in [
         (Example("w5"), "classification", "example 1 has the target None"),
         (Example("w5", target=float("nan")), "regression", "target nan"),
+        (Example("w5", target=1e39), "regression", r"target 1e\+39; expected a finite number"),
+        (Example("w5", target=10**400), "regression", "expected a finite number"),
+        (Example("w5", target=-1), "classification", "target -1; expected the number of a class"),
+        (Example("w5", target=0.5), "classification", "target 0.5; expected the number of a class"),
+        (Example("w5", target=10**400), "classification", "expected the number of a class"),
         (Example("w5"), "causal-lm", "no example has a token to predict"),
     ]:
         with pytest.raises(DataError, match=match):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mobillm.device.dataset import Dataset, Example, load_examples
+from mobillm.device.dataset import LARGEST_TARGET, Dataset, Example, load_examples
 from mobillm.errors import ConfigError, DataError
 
 
@@ -91,6 +92,12 @@ def test_limit_stops_reading(tmp_path: Path) -> None:
         ("text\tlabel\na\t1\nb\t1\n", {}, r"only the label '1' in the column 'label'"),
         ("text\tlabel\na\t1,5\n", {"task": "regression"}, r"line 2: the target '1,5' .* no finite number"),
         ("text\tlabel\na\tnan\n", {"task": "regression"}, r"line 2: the target 'nan'"),
+        ("text\tlabel\na\t1e39\n", {"task": "regression"}, r"line 2: the target '1e39' .* 32-bit float"),
+        ("text\tlabel\na\t-1e39\n", {"task": "regression"}, r"line 2: the target '-1e39'"),
+        ("text\tlabel\na\t" + "9" * 5000 + "\n", {"task": "regression"}, r"line 2: the target '999.*\.\.\.'"),
+        ("a fine film indeed\t1\nb\t0\n", {}, r"no column 'sentence' or 'text'; .* add --no-header"),
+        ("text\t1\na\t0\n", {}, r"no column 'label'; its columns are text, 1; .* add --no-header"),
+        ("text\tlabel\na\t1\n", {"text_column": "9" * 5000}, "no column '999"),
     ],
 )
 def test_bad_data(tmp_path: Path, content: str, options: dict[str, Any], message: str) -> None:
@@ -106,6 +113,27 @@ def test_bad_json_cells(tmp_path: Path) -> None:
         _load(tmp_path, '{"text": 5, "label": 1}\n', "d.jsonl", labels=["0", "1"])
     with pytest.raises(DataError, match="line 1: no label"):
         _load(tmp_path, '{"text": "a", "label": null}\n', "d.jsonl")
+    for label in ("[1]", "{}"):
+        with pytest.raises(DataError, match=r"line 1: a (list|dict) in the column 'label', expected a label"):
+            _load(tmp_path, f'{{"text": "a", "label": {label}}}\n', "d.jsonl")
+
+
+def test_half_of_a_surrogate_pair(tmp_path: Path) -> None:
+    """What UTF-8 cannot hold is refused in texts, second sentences and labels, with its line."""
+    good = {"text": "a\U0001f600", "pair": "b", "label": "yes"}
+    for column in good:
+        rows = [good, good | {"label": "no"}, good | {column: "c\ud800"}]
+        content = "\n".join(map(json.dumps, rows)) + "\n"
+        with pytest.raises(
+            DataError, match=rf"line 3: the column '{column}' is not valid Unicode \(character 2"
+        ):
+            _load(tmp_path, content, "d.jsonl", pair_column="pair")
+
+
+def test_the_largest_target(tmp_path: Path) -> None:
+    """The largest 32-bit float is a target."""
+    data = _load(tmp_path, "text\tlabel\na\t3.4028234e38\n", task="regression")
+    assert data.examples[0].target == pytest.approx(LARGEST_TARGET)
 
 
 @pytest.mark.parametrize(

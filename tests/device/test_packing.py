@@ -67,3 +67,5 @@ def test_targets_of_each_task() -> None:
     assert pack_targets(value, [1, 2]).header.format is Format.F32
     with pytest.raises(QuantizationError, match="targets"):
         pack_targets(value, [1.0, np.nan])
+    with pytest.raises(ConfigError, match=r"targets is -1e\+39; expected values that fit a 32-bit float"):
+        pack_targets(value, [1.0, -1e39])

@@ -34,7 +34,8 @@ def test_another_session(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", '{"session": "zz", "spec": {}}', '{"session": "00", "spec": 1}']
+    "content",
+    ["", "{}", '{"session": "zz", "spec": {}}', '{"session": "00", "spec": 1}', "[]", "5", "[" * 200_000],
 )
 def test_damaged_file(tmp_path: pathlib.Path, content: str) -> None:
     """A damaged file is named, with what to do."""
@@ -48,3 +49,11 @@ def test_a_place_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(DataError, match="choose another --out"):
         Resume(tmp_path / "out" / "session.json", "da7a").save(b"x" * 16, spec())
+
+
+def test_an_id_of_another_length(tmp_path: pathlib.Path) -> None:
+    """What is no session's id is not sent to a server."""
+    resume = Resume(tmp_path / "session.json", "da7a")
+    resume.save(b"x" * 15, spec())
+    with pytest.raises(DataError, match="id has 15 bytes, expected 16"):
+        resume.load(spec())

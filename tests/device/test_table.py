@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,11 @@ def test_plain_text(tmp_path: Path, content: str, samples: list[tuple[int, str]]
         ("d.tsv", "a\tb\n1\t2\n3\n", "line 3: 1 columns, but 2 in line 1"),
         ("d.csv", 'a,b\n1,"2\n3,4\n', "line 2: not valid CSV"),
         ("d.jsonl", '{"a": 1}\n{"a": \n', "line 2: not valid JSON"),
+        ("d.jsonl", "{}\n", "line 1: an object without keys; give it a text"),
+        ("d.jsonl", '{"a": 1}\n' + '{"a":' * 200_000, "line 2: nested too deeply"),
+        ("d.jsonl", "[" * 200_000, "line 1: nested too deeply"),
+        ("d.jsonl", '{"a": ' + "9" * 5000 + "}", "line 1: not valid JSON"),
+        ("d.txt", "", "is empty"),
         ("d.jsonl", '[{"a": 1}]', "line 1: a JSON list, not an object"),
         ("d.tsv", b"a\tb\n\xff\t1\n", "is not UTF-8"),
         ("d.csv", b"a,b\n\xff,1\n", "is not UTF-8"),
@@ -99,9 +106,63 @@ def test_bad_files(tmp_path: Path, name: str, content: str | bytes, message: str
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["d.tsv", "d.csv", "d.jsonl", "d.txt"])
+def test_carriage_returns_alone(tmp_path: Path, name: str) -> None:
+    """In a file without any LF, CR ends a line."""
+    lines = {"d.jsonl": ['{"text": "a"}', '{"text": "b"}'], "d.txt": ["a", "b"]}.get(name, ["text", "a", "b"])
+    path = _write(tmp_path, name, "\r".join(lines) + "\r")
+    assert [cells for _, cells in _rows(path)] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_large_csv_fields(tmp_path: Path) -> None:
+    """A field may be longer than the library's own limit."""
+    (row,) = _rows(_write(tmp_path, "d.csv", f"text,label\n{'a' * 200_000},1\n"))
+    assert len(row[1]["text"]) == 200_000
+
+
+def test_missing_header(tmp_path: Path) -> None:
+    """Where a column is missing and the first line looks like data, the option for that is named."""
+    for first in ("gj04\t1\t\tOur friends will not buy it.", "a film of some charm\tyes", "a\t0.5"):
+        table = read_table(_write(tmp_path, "d.tsv", f"{first}\n{first}\n"))
+        with pytest.raises(
+            DataError, match=r"no column 'label'.*; if the first line is data.* add --no-header"
+        ):
+            table.column("label")
+    table = read_table(_write(tmp_path, "d.tsv", "words\tgold label\na\t1\n"))
+    with pytest.raises(DataError, match="no column 'label'") as caught:
+        table.column("label")
+    assert "--no-header" not in str(caught.value)
+
+
+def test_long_names_are_shortened(tmp_path: Path) -> None:
+    """Neither a number of thousands of digits nor a wide table fills the screen."""
+    columns = ["x" * 500, *map(str, range(1000))]
+    table = read_table(_write(tmp_path, "d.tsv", "\t".join(columns) + "\n" + "a\t" * 1000 + "\n"))
+    for wanted in ("9" * 5000, "1001", "y" * 5000):
+        with pytest.raises(DataError, match=r"no column .* and 981 more") as caught:
+            table.column(wanted)
+        assert len(str(caught.value)) < 600
+    assert table.column("0" * 5000) == columns[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_pipes_and_devices(tmp_path: Path) -> None:
+    """A pipe is read like a file; the null device is empty; other devices are refused."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("one\ntwo\n",))
+    writer.start()
+    assert [cells["text"] for _, cells in _rows(pipe)] == ["one", "two"]
+    writer.join()
+    with pytest.raises(DataError, match="/dev/null is empty"):
+        read_table(os.devnull)
+    with pytest.raises(DataError, match="/dev/zero is a device, not a file"):
+        read_table("/dev/zero")
+
+
 def test_missing_files(tmp_path: Path) -> None:
     """What looks like a path is reported as a missing file, not looked for on the hub."""
-    for source in (tmp_path / "none.tsv", "train.tsv", "./data", "a:b:c:d"):
+    for source in (tmp_path / "none.tsv", "train.tsv", "./data", "a:b:c:d", "~no-such-user-here/d.tsv"):
         with pytest.raises(DataError, match="there is no file"):
             read_table(source)
     with pytest.raises(DataError, match="is a directory"):

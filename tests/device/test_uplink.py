@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import pathlib
 import random
+import time
+from typing import Any
 
 import pytest
 
 from mobillm.device import Client, connect
 from mobillm.device.packing import pack_batch
 from mobillm.device.uplink import Uplink
-from mobillm.errors import ConfigError, ConnectionClosed, HandshakeError, RemoteError
+from mobillm.errors import ConfigError, ConnectionClosed, ErrorCode, HandshakeError, RemoteError
 from mobillm.options import Limits
-from mobillm.server import serve
+from mobillm.server import Gateway, serve
+from mobillm.server.refusal import refusal
 from mobillm.spec import SessionSpec
 from tests.conftest import Run
 from tests.sessions import KEYS, QUICK, TOKEN, arrays, device, packed, serving, spec, train
@@ -117,6 +121,7 @@ def test_restarted_device(run_once: Run, tmp_path: pathlib.Path) -> None:
             first = Uplink(dial, SPEC, keep=1 << 20, patience=0)
             await first.start()
             await send(first, 1, 5)
+            await first.wait_durable()
             half = await first.begin(4)
             tensors = pack_batch(SPEC, arrays(6).taps, arrays(6).lengths, arrays(6).targets)
             await first.send(half, *next(iter(tensors.items())))
@@ -199,6 +204,45 @@ def test_refusals_are_not_tried_again(run_once: Run, tmp_path: pathlib.Path) -> 
             unknown = Uplink(again, SPEC, session=bytes(16), keep=1 << 20, patience=20.0)
             with pytest.raises(RemoteError, match="SESSION_UNKNOWN"):
                 await unknown.start()
+
+    run_once(main())
+
+
+@pytest.mark.parametrize("code", ["SERVER_BUSY", "DRAINING", "STORAGE_FULL", "INTERNAL"])
+def test_attachments_that_are_refused_for_a_time(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """[E-10] What passes by itself is waited for, at least as long as the server says; the rest is not."""
+    attach = Gateway._attach
+    attempts: list[float] = []
+
+    async def twice(self: Gateway, connection: Any, stream: int, session: Any, streams: Any) -> None:
+        attempts.append(time.monotonic())
+        if len(attempts) in (2, 3):
+            connection.post(refusal(stream, ErrorCode[code], "not now", retry_after=0.3))
+        else:
+            await attach(self, connection, stream, session, streams)
+
+    monkeypatch.setattr(Gateway, "_attach", twice)
+
+    async def main() -> None:
+        async with serving(tmp_path) as server:
+
+            async def dial() -> Client:
+                return await device(server)
+
+            uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
+            await uplink.start()
+            uplink.session.connection.abort()
+            if code == "INTERNAL":
+                with pytest.raises(RemoteError, match=r"INTERNAL: not now; try again in 0\.3 s"):
+                    await send(uplink, 1, 1)
+            else:
+                await send(uplink, 1, 2)
+                await uplink.wait_durable()
+                assert all(later - one >= 0.3 for one, later in itertools.pairwise(attempts[1:]))
+                assert len(attempts) == 4
+            await uplink.close()
 
     run_once(main())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mobillm.errors import ConfigError, ModelError
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.side import SideNetwork
 from mobillm.nn.sidetuned import CONFIG_FILE, WEIGHTS_FILE, SideConfig, SideTuned, save_side
+from mobillm.spec import SessionSpec
 from tests.nn.tiny import collect, language_session, session, tiny_model, tiny_tokenizer
 
 
@@ -88,7 +89,7 @@ def test_predict(tmp_path: Path, architecture: str) -> None:
     config = SideConfig(spec=spec, max_length=4, labels=("bad", "fair", "good"))
     save_side(tmp_path, network.state_bytes(), config)
     tuned = SideTuned.from_pretrained(backbone, tmp_path)
-    texts: list[str | tuple[str, str]] = ["w5 w6 w7 w8 w9 w10", "w4", ("w30", "w31 w32"), "w20 w21", ""]
+    texts: list[str | tuple[str, str]] = ["w5 w6 w7 w8 w9 w10", "w4", ("w30", "w31 w32"), "w20 w21"]
     all_at_once, by_two = tuned.predict(texts), tuned.predict(texts, batch_size=2)
     (alone,) = tuned.predict([texts[1]])
     assert [entry.label for entry in all_at_once] == [entry.label for entry in by_two]
@@ -123,8 +124,7 @@ def test_backbone_must_fit(tmp_path: Path) -> None:
         SideTuned.from_pretrained(_backbone("gpt2"), tmp_path)
     wide = other.spec.to_map()
     wide["model"]["hidden_size"] = 32
-    config = SideConfig.from_json(json.dumps({"format": 1, "spec": wide, "max_length": 4}))
-    save_side(tmp_path, b"", config)
+    save_side(tmp_path, b"", dataclasses.replace(other, spec=SessionSpec.from_map(wide)))
     with pytest.raises(
         ModelError, match=r"has hidden size 16, but the side network was trained with tiny, .* 32"
     ):
@@ -135,22 +135,71 @@ def test_backbone_must_fit(tmp_path: Path) -> None:
         tuned.generate("w4", 1, temperature=-1.0)
     with pytest.raises(ConfigError, match="max_new_tokens"):
         tuned.generate("w4", 0)
+    for seed in (-1, 1 << 63):
+        with pytest.raises(ConfigError, match="seed"):
+            tuned.generate("w4", 1, seed=seed)
 
 
-def test_files(tmp_path: Path) -> None:
-    """The directory holds exactly the two files, and the configuration survives the round trip."""
-    config = SideConfig(spec=session(), max_length=7, labels=("a", "b"))
-    save_side(tmp_path / "new", b"weights", config)
-    assert {entry.name for entry in (tmp_path / "new").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
-    assert SideConfig.from_json((tmp_path / "new" / CONFIG_FILE).read_text()) == config
-    assert (tmp_path / "new" / WEIGHTS_FILE).read_bytes() == b"weights"
+def test_prompts_that_do_not_fit(tmp_path: Path) -> None:
+    """A prompt may fill every position; a longer one and an empty one are refused, nothing is cut."""
+    tuned = _generator(tmp_path, "llama")
+    settings: Any = tuned.backbone.model.generation_config
+    settings.eos_token_id = None
+    assert len(tuned.generate(" ".join(["w5"] * 31), 3).split()) == 1  # with the start token 32 positions
+    with pytest.raises(ModelError, match=r"more than 32 tokens, the most that tiny takes; shorten it"):
+        tuned.generate(" ".join(["w5"] * 32), 3)
+    for empty in ("", " \n"):
+        with pytest.raises(ModelError, match="the prompt is empty"):
+            tuned.generate(empty, 3)
+    with pytest.raises(ModelError, match="not valid Unicode"):
+        tuned.generate("w5 \ud800", 3)
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"labels": ["a"]}, {"max_length": "x"}, {"spec": None}])
-def test_bad_configuration(change: dict[str, Any]) -> None:
-    """Fields that are missing, of another type or from a newer version are refused."""
-    content = json.loads(SideConfig(spec=session(), max_length=7).to_json())
-    with pytest.raises((ConfigError, ModelError)):
-        SideConfig.from_json(json.dumps(content | change))
-    with pytest.raises(ModelError, match="no JSON"):
-        SideConfig.from_json("{")
+def test_outputs_that_are_not_finite(tmp_path: Path) -> None:
+    """Weights that training blew up are named as the cause; finite ones are not blamed."""
+    tuned = _generator(tmp_path, "llama")
+    with pytest.raises(ModelError, match="an output of the side network is not finite"):
+        tuned.check_finite(torch.tensor([float("inf")]))
+    backbone = _backbone("llama", lm_head=False)
+    for spec in (session(), session("regression", 1)):
+        network = SideNetwork.from_spec(spec)
+        with torch.no_grad():
+            next(network.parameters()).fill_(float("nan"))
+        save_side(tmp_path / spec.task, network.state_bytes(), SideConfig(spec=spec, max_length=8))
+        broken = SideTuned.from_pretrained(backbone, tmp_path / spec.task)
+        with pytest.raises(ModelError, match=r"weights are not finite; .* too large a learning rate"):
+            broken.predict(["w5"])
+    with torch.no_grad():
+        for parameter in tuned.network.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(ModelError, match="weights are not finite"):
+        tuned.generate("w5", 3)
+
+
+def test_empty_texts(tmp_path: Path) -> None:
+    """An empty text, and a pair with an empty half, are refused by their number."""
+    backbone, spec = _backbone("llama", lm_head=False), session()
+    config = SideConfig(spec=spec, max_length=8)
+    save_side(tmp_path, SideNetwork.from_spec(spec).state_bytes(), config)
+    tuned = SideTuned.from_pretrained(backbone, tmp_path)
+    bad: list[str | tuple[str, str]] = ["", " ", ("w5", ""), ("", "w5")]
+    for text in bad:
+        with pytest.raises(ModelError, match="text 2 is empty; leave it out"):
+            tuned.predict(["w5", text])
+
+
+def test_damaged_weights(tmp_path: Path) -> None:
+    """Weights of another run, and what is no safetensors, are refused with the files' names."""
+    backbone, spec = _backbone("llama", lm_head=False), session()
+    config = SideConfig(spec=spec, max_length=8)
+    save_side(tmp_path, SideNetwork.from_spec(spec).state_bytes(), config)
+    weights = tmp_path / WEIGHTS_FILE
+    weights.write_bytes(_disturbed(SideNetwork.from_spec(spec)).state_bytes())
+    with pytest.raises(ModelError, match=rf"{WEIGHTS_FILE} and .*{CONFIG_FILE} do not belong together"):
+        SideTuned.from_pretrained(backbone, tmp_path)
+    save_side(tmp_path, b"no safetensors", config)
+    with pytest.raises(ModelError, match=rf"{WEIGHTS_FILE}: .* cannot be read: .*; copy the whole directory"):
+        SideTuned.from_pretrained(backbone, tmp_path)
+    weights.unlink()
+    with pytest.raises(ModelError, match="cannot read the side network in"):
+        SideTuned.from_pretrained(backbone, tmp_path)

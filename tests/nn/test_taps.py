@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm.errors import ConfigError, ModelError
+from mobillm.errors import ConfigError
 from mobillm.nn.taps import parse_taps
 
 
@@ -25,7 +25,23 @@ def test_forms(taps: str | list[int], layers: int, expected: tuple[int, ...]) ->
     assert parse_taps(taps, layers) == expected
 
 
-@pytest.mark.parametrize("taps", ["", "every:0", "every:", "every:x", "1,,2", "3,1", "2,2", "-1", "some", []])
+@pytest.mark.parametrize(
+    "taps",
+    [
+        "",
+        "every:0",
+        "every:",
+        "every:x",
+        "1,,2",
+        "3,1",
+        "2,2",
+        "-1",
+        "some",
+        "9" * 5000,
+        "every:" + "9" * 5000,
+        [],
+    ],
+)
 def test_unreadable(taps: str | list[int]) -> None:
     """What cannot be read is refused with the forms that can."""
     with pytest.raises(ConfigError, match="every:N"):
@@ -35,5 +51,5 @@ def test_unreadable(taps: str | list[int]) -> None:
 @pytest.mark.parametrize("taps", ["9", [-1, 3], [2, 11]])
 def test_outside_the_model(taps: str | list[int]) -> None:
     """A layer that the backbone lacks is an error that names its layers."""
-    with pytest.raises(ModelError, match="the backbone has 8 layers"):
+    with pytest.raises(ConfigError, match="to 8, the number of layers"):
         parse_taps(taps, 8)

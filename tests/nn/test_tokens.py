@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mobillm.errors import ConfigError, ModelError
-from mobillm.nn.tokens import tokenize, tokenize_pairs
+from mobillm.nn.tokens import lone_surrogate, tokenize, tokenize_pairs
 from tests.nn.tiny import tiny_tokenizer
 
 
@@ -46,10 +46,22 @@ def test_pairs_with_separator() -> None:
 
 
 def test_errors() -> None:
-    """A length below 1, and an empty text without a token to stand for it, are refused."""
+    """A length out of range, text that UTF-8 cannot hold, and an empty text that no token can stand for."""
     tokenizer = tiny_tokenizer()
-    with pytest.raises(ConfigError, match="max_length is 0; expected at least 1"):
+    with pytest.raises(ConfigError, match="max_length is 0; expected 1 to 1000000"):
         tokenize(tokenizer, ["w4"], 0)
+    with pytest.raises(ConfigError, match="max_length is 1000001"):
+        tokenize_pairs(tokenizer, [("w4", "w5")], 1_000_001)
+    with pytest.raises(ModelError, match="not valid Unicode"):
+        tokenize(tokenizer, ["w4 \ud800"], 4)
+    with pytest.raises(ModelError, match="not valid Unicode"):
+        tokenize_pairs(tokenizer, [("w4", "\udcff")], 4)
     tokenizer.bos_token = None
     with pytest.raises(ModelError, match="a text is empty"):
         tokenize(tokenizer, [""], 4)
+
+
+def test_lone_surrogate() -> None:
+    """Only half of a pair is found; characters beyond 16 bits are whole."""
+    assert lone_surrogate("a\U0001f600b") is None
+    assert lone_surrogate("ab\udfff") == 2

@@ -37,6 +37,7 @@ from mobillm.protocol import (
 from mobillm.server.attachment import Attachment
 from mobillm.server.batch import Batch
 from mobillm.server.blobs import BlobStore
+from mobillm.server.quota import Quota
 from mobillm.server.session import Session
 from mobillm.server.store import SessionStore
 from mobillm.server.trainer import Trainer
@@ -154,7 +155,8 @@ def test_nothing_of_an_ended_attachment_counts(run_once: Run, tmp_path: pathlib.
         store = SessionStore.create(tmp_path, bytes(16), "acme", spec())
         session = Session(bytes(16), store, workers, "cpu")
         connection = types.SimpleNamespace(is_open=False)
-        attachment = Attachment(session, cast(Any, connection), 1, BlobStore(tmp_path / "blobs"), Limits())
+        blobs, quota = BlobStore(tmp_path / "blobs"), Quota(Limits(), ())
+        attachment = Attachment(session, cast(Any, connection), 1, blobs, Limits(), quota)
         attachment.fail(ErrorCode.SESSION_TAKEN_OVER, "elsewhere")
         batch = packed(spec(), 1)
         for number, header in batch.headers.items():

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mobillm.codec import PackedTensor, pack, pack_integers
 from mobillm.device import Session
-from mobillm.errors import ErrorCode, RemoteError
+from mobillm.errors import ConnectionClosedError, ErrorCode, RemoteError, StorageError
 from mobillm.formats import Format
-from mobillm.options import Limits
-from mobillm.protocol import LENGTHS, TARGETS, TensorHeader
+from mobillm.options import Limits, Timeouts
+from mobillm.protocol import LENGTHS, TARGETS, Detach, Error, TensorHeader
 from mobillm.server.attachment import Attachment
 from mobillm.server.gateway import Gateway
+from mobillm.server.store import SessionStore
 from tests.conftest import Run
-from tests.sessions import device, packed, serving, spec, submit
+from tests.server.raw import Raw, raw
+from tests.sessions import device, packed, serving, spec, submit, train
 
 
 def test_sessions_of_another_tenant_do_not_exist(run_once: Run, tmp_path: pathlib.Path) -> None:
@@ -163,3 +166,107 @@ def test_a_gateway_without_sessions_closes(run_once: Run, tmp_path: pathlib.Path
         await gateway.close()
 
     run_once(main())
+
+
+def test_no_session_begins_while_the_server_stops(run: Run, tmp_path: pathlib.Path) -> None:
+    """[K-15] [O-15] [E-10] After GOAWAY OPEN is refused with DRAINING and a time; an open session goes on."""
+
+    async def main() -> None:
+        timeouts = Timeouts(keepalive=None, drain=5.0)
+        async with serving(tmp_path, timeouts=timeouts) as server, device(server) as client:
+            session = await client.open(spec())
+            stopping = asyncio.get_running_loop().create_task(server.close())
+            while client.draining is None:
+                await asyncio.sleep(0.01)
+            for refused in (client.open, lambda what: client.attach(session.id, what)):
+                with pytest.raises(RemoteError) as info:
+                    await refused(spec())
+                assert (info.value.code, info.value.retry_after) == (ErrorCode.DRAINING, 5.0)
+            await submit(session, 1, 1)
+            await session.wait_durable()
+            await client.close()
+            await stopping
+
+    run(main())
+
+
+def test_epochs_go_on_after_a_restart(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """[O-4] [O-37] The number of an attachment is on the disk before the device learns it."""
+
+    async def main() -> None:
+        epochs = []
+        async with serving(tmp_path) as server, raw(server) as peer:
+            opened = await peer.opened(spec())
+            epochs += [opened.epoch, (await peer.opened(opened.session, stream=2)).epoch]
+        for _ in range(2):
+            async with serving(tmp_path) as server, raw(server) as peer:
+                epochs.append((await peer.opened(opened.session)).epoch)
+        assert epochs == [1, 2, 3, 4]
+
+    run_once(main())
+
+
+def test_an_attachment_that_cannot_be_stored(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[E-10] A full disk refuses the attachment for a time; the number of the stream is free again."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, raw(server) as peer:
+            opened = await peer.opened(spec())
+            with monkeypatch.context() as patch:
+                patch.setattr(SessionStore, "describe", _full)
+                answer = await peer.open(opened.session, stream=2)
+                assert isinstance(answer, Error)
+                assert (answer.code, answer.retry_after) == (ErrorCode.STORAGE_FULL, 30.0)
+            assert (await peer.opened(opened.session, stream=2)).epoch == 3
+
+    run_once(main())
+
+
+def test_weights_can_be_pulled_from_a_full_disk(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished session can be attached to although nothing can be written."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            session, weights = await train(client, spec(batches=2), 2)
+            monkeypatch.setattr(SessionStore, "describe", _full)
+            again = await client.attach(session.id, session.spec)
+            assert await again.pull() == weights
+
+    run_once(main())
+
+
+def _full(self: SessionStore, description: dict[str, Any]) -> None:
+    raise StorageError("no space left on device")
+
+
+def test_a_loop_of_attachments_is_ended(run: Run, tmp_path: pathlib.Path) -> None:
+    """[K-28] [L-16] OPEN and DETACH over and over end with CALM; another tenant trains on meanwhile."""
+
+    async def loop(peer: Raw, session: bytes) -> None:
+        for _ in range(1000):
+            await peer.opened(session)
+            peer.connection.post(Detach(stream=1))
+            await peer.get(Detach)
+
+    async def main() -> None:
+        async with (
+            serving(tmp_path) as server,
+            device(server, tenant="other", token="other token") as calm,
+            raw(server) as peer,
+        ):
+            session = await calm.open(spec())
+            opened = await peer.opened(spec())
+            peer.connection.post(Detach(stream=1))
+            await peer.get(Detach)
+            ending = asyncio.get_running_loop().create_task(loop(peer, opened.session))
+            await submit(session, 1, 20)
+            with pytest.raises(ConnectionClosedError, match="CALM: too many OPEN frames"):
+                await ending
+            await submit(session, 21, 22)
+            await session.wait_applied(22)
+
+    run(main())

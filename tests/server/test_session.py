@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import pathlib
 
 import numpy as np
 import pytest
 
-from mobillm.errors import ConfigError, ErrorCode, StorageError
+from mobillm.errors import ConfigError, ErrorCode, RemoteError, StorageError
 from mobillm.protocol import Finished, Metrics
 from mobillm.server.batch import Batch
 from mobillm.server.log import ActivationLog
@@ -19,7 +20,7 @@ from mobillm.server.store import SessionStore
 from mobillm.server.workers import Workers
 from mobillm.spec import CodecSpec, SessionSpec
 from tests.conftest import Run
-from tests.sessions import packed, spec
+from tests.sessions import device, packed, serving, spec, submit, train
 
 NAME = bytes(range(16))
 
@@ -212,3 +213,40 @@ def test_checkpoints_are_written_now_and_then(
     logging.getLogger("mobillm").setLevel(logging.CRITICAL)
     run_once(main())
     logging.getLogger("mobillm").setLevel(logging.NOTSET)
+
+
+def test_a_finished_session_is_parked_and_comes_back(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """Left by its device, a finished session holds no file and no network; its result is still there."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server:
+            async with device(server) as client:
+                session, weights = await train(client, spec(batches=3), 3)
+                await session.detach()
+            links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+            files = [os.readlink(link) for link in links if os.path.exists(link)]  # not the listing's own
+            assert not [name for name in files if name.endswith("activations.log")]
+            async with device(server) as client:
+                again = await client.attach(session.id, session.spec)
+                assert await again.wait_finished()
+                assert await again.pull() == weights
+
+    run_once(main())
+
+
+def test_a_log_shorter_than_its_checkpoint(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """The damaged session is refused on its stream; another one on the connection goes on."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            session = await client.open(spec())
+            await submit(session, 1, 4)
+            await session.wait_applied()
+        (path,) = (tmp_path / "sessions").glob("*/activations.log")
+        os.truncate(path, path.stat().st_size - 10)
+        async with serving(tmp_path) as server, device(server) as client:
+            with pytest.raises(RemoteError, match="cannot read this session's data"):
+                await (await client.attach(session.id, session.spec)).wait_applied(9)
+            await train(client, spec(), 2)
+
+    run_once(main())

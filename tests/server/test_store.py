@@ -28,7 +28,7 @@ def checkpoints(store: SessionStore) -> list[str]:
 
 def test_description(store: SessionStore, tmp_path: pathlib.Path) -> None:
     """A new session is described; it cannot be made twice."""
-    expected = {"tenant": "acme", "spec": spec(), "last": None, "finished": None}
+    expected = {"tenant": "acme", "spec": spec(), "last": None, "epoch": 0, "finished": None}
     assert store.description() == expected
     with pytest.raises(StorageError, match="cannot be made"):
         SessionStore.create(tmp_path, NAME, "acme", spec())
@@ -42,9 +42,12 @@ def test_description(store: SessionStore, tmp_path: pathlib.Path) -> None:
         "{}",
         '{"tenant": "a", "spec": {}}',
         b"\xff",
-        '{"tenant": 1, "last": null, "finished": null, "spec": %s}',
-        '{"tenant": "a", "last": "x", "finished": null, "spec": %s}',
-        '{"tenant": "a", "last": 1, "finished": {"steps": 1}, "spec": %s}',
+        '{"tenant": 1, "last": null, "epoch": 0, "finished": null, "spec": %s}',
+        '{"tenant": "a", "last": "x", "epoch": 0, "finished": null, "spec": %s}',
+        '{"tenant": "a", "last": 1, "epoch": 0, "finished": {"steps": 1}, "spec": %s}',
+        '{"tenant": "a", "last": 1, "finished": null, "spec": %s}',
+        '{"tenant": "a", "last": 1, "epoch": -1, "finished": null, "spec": %s}',
+        '{"tenant": "a", "last": 1, "epoch": true, "finished": null, "spec": %s}',
     ],
 )
 def test_damaged_description(store: SessionStore, content: str | bytes) -> None:
@@ -56,6 +59,13 @@ def test_damaged_description(store: SessionStore, content: str | bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(StorageError, match=r"session\.json cannot be read"):
         store.description()
+
+
+def test_size_of_the_log(store: SessionStore) -> None:
+    """It is known without opening the log."""
+    assert store.log_size() == 0
+    (store.directory / "activations.log").write_bytes(bytes(100))
+    assert store.log_size() == 100
 
 
 def test_the_newest_two_checkpoints_are_kept(store: SessionStore) -> None:

@@ -8,11 +8,14 @@ import time
 
 import pytest
 
-from mobillm.errors import ConfigError, ConnectionClosedError, ConnectionClosedOK, ErrorCode
-from mobillm.options import Timeouts
-from mobillm.protocol import Goaway
+from mobillm.errors import ConfigError, ConnectionClosedError, ConnectionClosedOK, ErrorCode, HandshakeError
+from mobillm.options import Limits, Timeouts
+from mobillm.protocol import Goaway, Hello
 from mobillm.transport import Connection
+from mobillm.transport.admission import FREE_OF_HOST
+from mobillm.transport.server import BUSY_PAUSE
 from tests.conftest import Run
+from tests.helpers import TENANT, wire_bytes
 from tests.transport.wire import device, eventually, idle, server, until_end
 
 SHORT = Timeouts(handshake=0.3, drain=0.4, keepalive=None)
@@ -165,3 +168,109 @@ def test_tls_address_needs_a_context(run_once: Run) -> None:
             await server(address="mobillms://127.0.0.1:0")
 
     run_once(main())
+
+
+async def _hold(port: int, count: int) -> list[asyncio.StreamWriter]:
+    """Open connections that say nothing."""
+    return [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(count)]
+
+
+@pytest.mark.parametrize("bounds", [{"handshakes": 3}, {"handshakes_per_host": 3}], ids=str)
+def test_the_handshake_has_room_for_some(run: Run, no_fd_leak: None, bounds: dict[str, int]) -> None:
+    """[H-20] [E-10] [L-15] [T-5] Beyond it SERVER_BUSY; who is in works on, and room comes back."""
+
+    async def main() -> None:
+        async with await server(idle, limits=Limits(**bounds)) as listening:
+            inside = await device(listening)
+            held = await _hold(listening.address.port, 3)
+            await eventually(lambda: listening.connections == 4)
+            with pytest.raises(HandshakeError) as info:
+                await device(listening)
+            assert (info.value.code, info.value.retry_after) == (ErrorCode.SERVER_BUSY, BUSY_PAUSE)
+            inside.ping()
+            await eventually(lambda: inside.round_trip is not None)
+            held[0].close()
+            await eventually(lambda: listening.connections == 3)
+            await (await device(listening)).close()
+            for writer in held:
+                writer.close()
+            await inside.close()
+            await eventually(lambda: listening.connections == 0)
+
+    run(main())
+
+
+def test_those_who_are_turned_away_are_bounded_too(run: Run, no_fd_leak: None) -> None:
+    """[H-20] A flood of silent connections does not pile up, and devices that are in do not notice."""
+
+    async def main() -> None:
+        async with await server(idle, limits=Limits(handshakes=4)) as listening:
+            inside = await device(listening)
+            held = await _hold(listening.address.port, 60)
+            assert listening.connections <= 1 + 4 + 4
+            inside.ping()
+            await eventually(lambda: inside.round_trip is not None)
+            for writer in held:
+                writer.close()
+            await inside.close()
+            await eventually(lambda: listening.connections == 0)
+
+    run(main())
+
+
+def test_devices_that_come_at_once_all_get_in(run: Run) -> None:
+    """[H-20] A place is given back with WELCOME: far more devices than places log in one after another."""
+
+    async def main() -> None:
+        async with await server(idle, limits=Limits(handshakes=2)) as listening:
+            connections = [await device(listening) for _ in range(20)]
+            assert all(connection.is_open for connection in connections)
+            await asyncio.gather(*(connection.close() for connection in connections))
+
+    run(main())
+
+
+@pytest.mark.parametrize("tenant", [TENANT, "nobody"])
+def test_guessing_is_slowed_down(run: Run, tenant: str) -> None:
+    """[A-14] [A-15] [A-5] [E-10] After some wrong tokens even a right one has to wait, whoever is named."""
+
+    async def main() -> None:
+        async with await server(idle) as listening:
+            before = await device(listening)
+            texts = set()
+            for _ in range(FREE_OF_HOST + 1):
+                with pytest.raises(HandshakeError) as info:
+                    await device(listening, token="wrong", tenant=tenant)
+                assert info.value.code == ErrorCode.AUTH_FAILED
+                texts.add(str(info.value))
+            assert texts == {"AUTH_FAILED: unknown tenant or wrong token"}
+            for token in ("wrong", None):
+                with pytest.raises(HandshakeError) as info:
+                    await device(listening, tenant=tenant, **({} if token is None else {"token": token}))
+                assert (info.value.code, info.value.retry_after) == (ErrorCode.CALM, 1.0)
+                assert info.value.text == "too many failed logins"
+            assert before.is_open
+            await before.close()
+            await asyncio.sleep(1.05)
+            if tenant == TENANT:
+                await (await device(listening)).close()
+
+    run(main())
+
+
+def test_the_handshake_is_refused_while_the_server_stops(run: Run) -> None:
+    """[H-21] [E-10] Who has said HELLO when the server stops learns that it does, and when to come back."""
+
+    async def main() -> None:
+        listening = await server(timeouts=SHORT)
+        reader, writer = await asyncio.open_connection("127.0.0.1", listening.address.port)
+        writer.write(wire_bytes(Hello(min_version=1, max_version=1, tenant=TENANT, nonce=bytes(16))))
+        assert (await reader.readexactly(32))[3] == 0x02  # CHALLENGE
+        closing = asyncio.get_running_loop().create_task(listening.close())
+        answer = await reader.read()
+        assert b"the server stops" in answer
+        assert b"retry_after" in answer
+        writer.close()
+        await closing
+
+    run(main())

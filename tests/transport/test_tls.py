@@ -12,9 +12,9 @@ import trustme
 from mobillm.errors import ConfigError, ConnectionClosedError
 from mobillm.options import Timeouts
 from mobillm.protocol import Ping
-from mobillm.transport import device_context, server_context
+from mobillm.transport import Connection, device_context, server_context
 from tests.conftest import Run
-from tests.transport.wire import device, eventually, server
+from tests.transport.wire import device, eventually, idle, server
 
 SHORT = Timeouts(connect=2.0, handshake=1.0, keepalive=None, drain=1.0)
 
@@ -152,13 +152,16 @@ def test_other_protocols_are_refused(run: Run, files: Files) -> None:
 def test_tls_backpressure(run: Run, files: Files) -> None:
     """Many frames go through TLS in both directions."""
 
+    async def flood(connection: Connection) -> None:
+        for number in range(300):
+            await connection.send(Ping(data=number.to_bytes(8, "big")))
+        await idle(connection)
+
     async def main() -> None:
         async with (
-            await server(tls=server_context(*files.server)) as far,
+            await server(flood, tls=server_context(*files.server)) as far,
             device(far, tls=device_context(files.ca)) as connection,
         ):
-            for number in range(500):
-                await connection.send(Ping(data=number.to_bytes(8, "big")))
             connection.ping()
             await eventually(lambda: connection.round_trip is not None)
 

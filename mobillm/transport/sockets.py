@@ -1,0 +1,35 @@
+"""What is asked of the TCP socket below a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+__all__ = ["peer_of", "tune"]
+
+
+def tune(transport: asyncio.BaseTransport, unacknowledged: float | None) -> None:
+    """Send small frames at once, and give up a link that swallows what is sent.
+
+    Keepalive alone sees a dead link only once nothing waits to be sent; TCP_USER_TIMEOUT (RFC 5482) sees it
+    meanwhile. Sockets that are not TCP are left alone.
+
+    Args:
+        transport: what the socket belongs to.
+        unacknowledged: seconds that sent bytes may stay unacknowledged; None leaves it to the system.
+
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if unacknowledged is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = min(max(1, round(unacknowledged * 1000)), 2**31 - 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+def peer_of(transport: asyncio.BaseTransport | None) -> tuple[str, int]:
+    """Return host and port of the other end; an empty host when there is none."""
+    name: Any = None if transport is None else transport.get_extra_info("peername")
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else ("", 0)

@@ -64,6 +64,7 @@ class Limits:
         outbound: bytes that may wait in the socket's send buffer before a slow reader is cut off.
         handshakes: connections that may be in the handshake at once on the server, a count.
         handshakes_per_host: the same from one IP address, or one /64 network of IPv6, a count.
+        failed_logins: that one address may have before it must pause, a count; a tenant twice as many.
         sessions: sessions of one tenant that are attached or not finished, a count.
         stored: activations of one tenant on the server's disk.
 
@@ -79,6 +80,7 @@ class Limits:
     outbound: int = 4 * MIB
     handshakes: int = 64
     handshakes_per_host: int = 8
+    failed_logins: int = 10
     sessions: int = 64
     stored: int = 65536 * MIB
 
@@ -94,6 +96,7 @@ class Limits:
             ("outbound", 64 * KIB, 1 << 40),
             ("handshakes", 1, 1 << 20),
             ("handshakes_per_host", 1, 1 << 20),
+            ("failed_logins", 0, 1 << 20),
             ("sessions", 1, 1 << 20),
             ("stored", 16 * KIB, 1 << 50),
         ):

@@ -49,6 +49,7 @@ def test_default_limits() -> None:
         "outbound": 2**22,
         "handshakes": 64,
         "handshakes_per_host": 8,
+        "failed_logins": 10,
         "sessions": 64,
         "stored": 2**36,
     }
@@ -67,6 +68,7 @@ def test_default_limits() -> None:
         ("outbound", 2**16, 2**40),
         ("handshakes", 1, 2**20),
         ("handshakes_per_host", 1, 2**20),
+        ("failed_logins", 0, 2**20),
         ("sessions", 1, 2**20),
         ("stored", 2**14, 2**50),
     ],

@@ -71,6 +71,11 @@ class Batch:
             raise ConfigError("targets", int(targets[wrong][0]), f"numbers from 0 to {spec.outputs - 1}")
 
 
+# Parts shorter than the one are gathered in buffers of about the other, in bytes.
+SMALL = 4096
+GATHERED = 65536
+
+
 class BatchBuilder:
     """Collect the parts of one batch after another; the protocol core has checked their order.
 
@@ -90,7 +95,12 @@ class BatchBuilder:
         if message.shape is not None:
             self._headers[message.tensor] = message.header()
             self._parts[message.tensor] = []
-        self._parts[message.tensor].append(message.payload)
+        parts, payload = self._parts[message.tensor], message.payload
+        if parts and isinstance(parts[-1], bytearray) and len(parts[-1]) < GATHERED:
+            parts[-1] += payload
+        else:
+            # An object for each part would cost hundreds of bytes for a part of one.
+            parts.append(bytearray(payload) if len(payload) < SMALL else payload)
 
     def build(self, message: Commit) -> Batch:
         """Return the batch that COMMIT ends, and begin anew."""
@@ -104,11 +114,11 @@ class BatchBuilder:
         self.seq = 0
         self.held = 0
         self._headers: dict[int, TensorHeader] = {}
-        self._parts: dict[int, list[bytes | memoryview]] = {}
+        self._parts: dict[int, list[bytes | bytearray | memoryview]] = {}
 
 
-def _joined(parts: list[bytes | memoryview]) -> bytes | memoryview:
-    return parts[0] if len(parts) == 1 else memoryview(bytearray().join(parts))
+def _joined(parts: list[bytes | bytearray | memoryview]) -> memoryview:
+    return memoryview(parts[0] if len(parts) == 1 else bytearray().join(parts))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from ..options import Limits
 __all__ = ["Admission", "group_of"]
 
 # Failures that cost nothing yet: of one address, and of one tenant from addresses that are not known.
-FREE_OF_HOST, FREE_OF_TENANT = 10, 20
 FORGIVEN = 1 / 60  # failures a second that are forgotten
 LONGEST_PAUSE = 60.0  # seconds
 TABLE = 4096  # entries of each table
@@ -113,9 +112,9 @@ class Admission:
     def fail(self, host: str, tenant: str) -> None:
         """Note a failed login; an unknown tenant counts like a known one."""
         host = group_of(host)
-        self._note(self._hosts, host, FREE_OF_HOST)
+        self._note(self._hosts, host, self._limits.failed_logins)
         if (host, tenant) not in self._known:
-            self._note(self._tenants, tenant, FREE_OF_TENANT)
+            self._note(self._tenants, tenant, 2 * self._limits.failed_logins)
 
     def _note(self, table: _Table, key: str, free: int) -> None:
         now = self._clock()

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import pytest
 import torch
 import uvloop
 
@@ -20,7 +19,7 @@ from mobillm.conformance.statements import load
 from mobillm.options import Limits, Timeouts
 from mobillm.protocol import derive_key
 from mobillm.server import serve
-from mobillm.transport import Address, admission
+from mobillm.transport import Address
 
 __all__ = ["LOOPS", "TENANTS", "client_results", "passing", "running", "server_results"]
 
@@ -60,7 +59,8 @@ def running(
             directory=directory,
             tls=None if tls is None else tls[0],
             timeouts=Timeouts(drain=0.2),
-            limits=Limits(handshakes_per_host=64, sessions=10_000),
+            # The suite logs in, and fails to, from one address.
+            limits=Limits(handshakes_per_host=64, failed_logins=1000, sessions=10_000),
         ) as server:
             found.append(server.address)
             ready.set()
@@ -75,10 +75,6 @@ def running(
             ready.set()
 
     thread = threading.Thread(target=run)
-    patch = pytest.MonkeyPatch()
-    # The suite's failed logins come from one address.
-    patch.setattr(admission, "FREE_OF_HOST", 1000)
-    patch.setattr(admission, "FREE_OF_TENANT", 1000)
     thread.start()
     try:
         assert ready.wait(30)
@@ -87,7 +83,6 @@ def running(
     finally:
         over.set()
         thread.join(60)
-        patch.undo()
         assert not thread.is_alive()
 
 

@@ -6,8 +6,6 @@ import pytest
 
 from mobillm.options import Limits
 from mobillm.transport.admission import (
-    FREE_OF_HOST,
-    FREE_OF_TENANT,
     LONGEST_PAUSE,
     TABLE,
     Admission,
@@ -61,7 +59,7 @@ def test_pauses_grow_and_are_forgotten() -> None:
     """[A-14] A few failures are free; each further one doubles the pause up to a minute; time heals."""
     clock = Clock()
     admission = Admission(LIMITS, clock)
-    for _ in range(FREE_OF_HOST):
+    for _ in range(Limits().failed_logins):
         admission.fail("192.0.2.1", "acme")
         assert admission.pause("192.0.2.1", "acme") == 0
     pauses = []
@@ -85,7 +83,7 @@ def test_a_tenant_from_many_addresses() -> None:
     clock = Clock()
     admission = Admission(LIMITS, clock)
     admission.succeed("198.51.100.1", "acme")
-    for number in range(FREE_OF_TENANT + 3):
+    for number in range(2 * Limits().failed_logins + 3):
         admission.fail(f"192.0.2.{number}", "acme")
     assert admission.pause("192.0.2.200", "acme") == pytest.approx(4.0)
     assert admission.pause("192.0.2.200", "other") == 0
@@ -95,7 +93,7 @@ def test_a_tenant_from_many_addresses() -> None:
 def test_a_login_does_not_wipe_failures() -> None:
     """[A-14] One's own token does not buy more guesses at another's."""
     admission = Admission(LIMITS, Clock())
-    for _ in range(FREE_OF_HOST + 1):
+    for _ in range(Limits().failed_logins + 1):
         admission.fail("192.0.2.1", "acme")
         admission.succeed("192.0.2.1", "mine")
     assert admission.pause("192.0.2.1", "acme") > 0

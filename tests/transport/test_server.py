@@ -12,7 +12,6 @@ from mobillm.errors import ConfigError, ConnectionClosedError, ConnectionClosedO
 from mobillm.options import Limits, Timeouts
 from mobillm.protocol import Goaway, Hello
 from mobillm.transport import Connection
-from mobillm.transport.admission import FREE_OF_HOST
 from mobillm.transport.server import BUSY_PAUSE
 from tests.conftest import Run
 from tests.helpers import TENANT, wire_bytes
@@ -238,7 +237,7 @@ def test_guessing_is_slowed_down(run: Run, tenant: str) -> None:
         async with await server(idle) as listening:
             before = await device(listening)
             texts = set()
-            for _ in range(FREE_OF_HOST + 1):
+            for _ in range(Limits().failed_logins + 1):
                 with pytest.raises(HandshakeError) as info:
                     await device(listening, token="wrong", tenant=tenant)
                 assert info.value.code == ErrorCode.AUTH_FAILED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,10 +19,24 @@ from mobillm.options import Limits, Timeouts
 from mobillm.protocol import derive_key
 from mobillm.server import serve
 from mobillm.server.batch import Batch
+from mobillm.server.registry import Registry, SessionRecord
+from mobillm.server.store import SessionStore
 from mobillm.spec import CodecSpec, ModelSpec, OptimizerSpec, SessionSpec, SideSpec
 from mobillm.transport import Server
 
-__all__ = ["KEYS", "QUICK", "TOKEN", "Arrays", "arrays", "device", "packed", "serving", "spec", "submit"]
+__all__ = [
+    "KEYS",
+    "QUICK",
+    "TOKEN",
+    "Arrays",
+    "arrays",
+    "device",
+    "new_store",
+    "packed",
+    "serving",
+    "spec",
+    "submit",
+]
 
 TOKEN = "open sesame"
 KEYS = {"default": derive_key(TOKEN), "other": derive_key("other token")}
@@ -79,6 +94,14 @@ def as_batch(tensors: dict[int, PackedTensor], seq: int, samples: int, heldout: 
     headers = {number: tensor.header for number, tensor in tensors.items()}
     payloads: dict[int, bytes | memoryview] = {number: t.payload for number, t in tensors.items()}
     return Batch(seq, samples, heldout, headers, payloads)
+
+
+def new_store(folder: pathlib.Path, what: SessionSpec, name: bytes = bytes(range(16))) -> SessionStore:
+    """Return the files of a new session, with a registry of its own."""
+    registry = Registry(folder / "registry.sqlite")
+    store = SessionStore.create(folder, registry, SessionRecord(id=name, tenant="acme", spec=what))
+    weakref.finalize(store, registry.close)
+    return store
 
 
 @contextlib.asynccontextmanager

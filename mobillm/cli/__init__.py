@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ..errors import ConfigError, MobiLLMError
 from ..version import __version__
-from . import certs, conformance, demo, evaluate, finetune, generate, predict, serve
+from . import certs, conformance, demo, evaluate, finetune, generate, predict, serve, sessions
 from .arguments import EXIT_CODES, Parser, Subparsers
 from .console import configure_logging, say
 from .failure import FAILED, INTERRUPTED, USAGE, explain, missing_package, unexpected
@@ -29,7 +29,17 @@ class Command(Protocol):
         """Run the command and return its exit status."""
 
 
-COMMANDS: tuple[Command, ...] = (demo, serve, finetune, evaluate, predict, generate, certs, conformance)
+COMMANDS: tuple[Command, ...] = (
+    demo,
+    serve,
+    sessions,
+    finetune,
+    evaluate,
+    predict,
+    generate,
+    certs,
+    conformance,
+)
 
 _EXAMPLES = """\
 examples:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from .. import transport
 from ..options import Limits, Timeouts
 from ..transport import Address, Server
+from .control import Control
 from .gateway import Gateway
 
 __all__ = ["serve"]
@@ -47,9 +48,11 @@ async def serve(
 
     """
     limits = limits or Limits()
-    gateway = Gateway(directory, limits=limits, device=device)
+    gateway = Gateway(directory, limits=limits, keys=keys, device=device)
+    control = Control(gateway, directory)
     try:
         await gateway.restore()
+        await control.start()
         server = await transport.serve(
             gateway.handle, address, keys=keys, tls=tls, timeouts=timeouts, limits=limits
         )
@@ -58,4 +61,5 @@ async def serve(
         finally:
             await server.close()
     finally:
+        await control.close()
         await gateway.close()

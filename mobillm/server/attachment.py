@@ -33,9 +33,10 @@ from ..protocol import (
 from ..transport import Connection
 from .batch import BatchBuilder
 from .blobs import BlobStore, BlobUpload
+from .observer import Observer
 from .quota import Quota
 from .refusal import refusal
-from .session import SPAN_RECEIVE, Observer, Session
+from .session import SPAN_RECEIVE, Session
 
 __all__ = ["Attachment"]
 

@@ -10,6 +10,7 @@ import pathlib
 from ..errors import ConfigError, StorageError
 from ..protocol import Blob
 from .files import sync_directory
+from .registry import Registry
 
 __all__ = ["BlobStore", "BlobUpload"]
 
@@ -19,14 +20,30 @@ class BlobStore:
 
     Args:
         directory: made if there is none; what uploads that broke off have left in it is deleted.
+        registry: notes which blobs there are.
+
+    Raises:
+        StorageError: the disk is full or broken.
 
     """
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self, directory: pathlib.Path, registry: Registry) -> None:
         self.directory = directory
+        self._registry = registry
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for part in directory.glob("*.part"):
             part.unlink(missing_ok=True)
+        self.note()
+
+    def note(self) -> None:
+        """Have the registry say what is in the directory.
+
+        Raises:
+            StorageError: the disk is full or broken.
+
+        """
+        found = {path.name: path.stat().st_size for path in self.directory.iterdir() if not path.suffix}
+        self._registry.note_blobs(found)
 
     def path(self, digest: bytes) -> pathlib.Path:
         """Return where the blob with this digest is or would be."""
@@ -105,6 +122,7 @@ class BlobUpload:
         except OSError as exc:
             self.discard()
             raise StorageError(f"{self._beside} cannot be written: {exc.strerror}") from exc
+        self._store.note()
         return True
 
     def discard(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+from collections.abc import Mapping
 
 from ..errors import ConfigError, ConnectionClosed, ErrorCode, MobiLLMError, StorageError
 from ..options import Limits
@@ -16,8 +17,10 @@ from .blobs import BlobStore
 from .lock import DirectoryLock
 from .quota import Quota
 from .refusal import refusal
+from .registry import Registry, SessionRecord
 from .session import Session
 from .store import SessionStore
+from .trainer import Trainer
 from .workers import Workers
 
 __all__ = ["Gateway"]
@@ -31,47 +34,116 @@ class Gateway:
     Args:
         directory: where everything is kept.
         limits: the server's limits.
+        keys: key of each tenant that may log in; the registry notes their hashes.
         device: torch device to train on.
+
+    Attributes:
+        sessions: all of them, by id.
+        workers: the server's threads.
 
     Raises:
         ConfigError: another server uses the directory.
+        StorageError: the registry is damaged.
         OSError: the directory cannot be used.
 
     """
 
-    def __init__(self, directory: pathlib.Path, *, limits: Limits, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        limits: Limits,
+        keys: Mapping[str, bytes] | None = None,
+        device: str = "cpu",
+    ) -> None:
         self.limits = limits
         self.device = device
         self.sessions: dict[bytes, Session] = {}
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = DirectoryLock(directory)
-        self._directory = directory / "sessions"
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._blobs = BlobStore(directory / "blobs")
-        self._workers = Workers()
+        try:
+            self._directory = directory / "sessions"
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._registry = Registry(directory / "registry.sqlite")
+            try:
+                self._registry.note_tokens(keys or {})
+                self._blobs = BlobStore(directory / "blobs", self._registry)
+            except BaseException:
+                self._registry.close()
+                raise
+        except BaseException:
+            self._lock.release()
+            raise
+        self.workers = Workers()
         self._attachments: dict[bytes, Attachment] = {}
         self._quota = Quota(limits, self._attachments)
 
     async def restore(self) -> None:
         """Load all sessions from the disk and go on training those that are complete but not finished."""
-        for directory in sorted(self._directory.iterdir()):
+        known = await self.workers.write(self._registry.session_ids)
+        for session_id in known:
             try:
-                session = await self._workers.write(self._load, directory)
+                session = await self.workers.write(self._load, session_id)
                 self._add(session)
-                if session.last is not None and session.finished is None:
-                    head, blob = session.spec.head, None
-                    if head is not None:
-                        blob = await self._workers.write(self._blobs.read, bytes.fromhex(head))
-                    await session.start(blob)
+                if session.last is not None and not session.ended:
+                    await session.start(await self._head(session))
             except (MobiLLMError, ValueError, OSError) as exc:
-                logger.error("! %s is left alone: %s", directory, exc)
+                logger.error("! session %s is left alone: %s", session_id.hex(), exc)
+        names = {session_id.hex() for session_id in known}
+        for path in await self.workers.write(lambda: sorted(self._directory.iterdir())):
+            if path.name not in names:
+                logger.error("! %s is left alone: the registry has no such session", path)
 
     def _add(self, session: Session) -> None:
         self.sessions[session.id] = session
         self._quota.add(session)
 
-    def _load(self, directory: pathlib.Path) -> Session:
-        return Session(bytes.fromhex(directory.name), SessionStore(directory), self._workers, self.device)
+    def _load(self, session_id: bytes) -> Session:
+        store = SessionStore(self._directory / session_id.hex(), self._registry, session_id)
+        return Session(store, self.workers, self.device)
+
+    async def _head(self, session: Session) -> bytes | None:
+        """Read the blob that a session needs; None when it needs none."""
+        head = session.spec.head
+        return None if head is None else await self.workers.write(self._blobs.read, bytes.fromhex(head))
+
+    def is_attached(self, session: Session) -> bool:
+        """Tell whether a device is attached to a session."""
+        return session.id in self._attachments
+
+    async def delete(self, session: Session) -> None:
+        """Cancel a session unless it has ended, and delete all of it.
+
+        Raises:
+            StorageError: the disk is full or broken.
+
+        """
+        del self.sessions[session.id]
+        self._quota.remove(session)
+        await session.cancel()
+        await self.workers.write(session.store.delete)
+
+    async def export(self, session: Session) -> bytes:
+        """Return a session's weights as they are now, a safetensors file.
+
+        Raises:
+            ConfigError: nothing has been trained yet.
+            StorageError: its checkpoints are damaged, or its blob is.
+
+        """
+        if session.trainer is not None:
+            return (await session.weights())[1]
+        checkpoint = await self.workers.write(session.store.load_checkpoint)
+        if checkpoint is None:
+            raise ConfigError("session", session.id.hex(), "one with a checkpoint; this one has none yet")
+        head = await self._head(session)
+
+        def work() -> bytes:
+            trainer = Trainer(session.spec, head)
+            trainer.load(checkpoint)
+            return trainer.weights()
+
+        return await self.workers.train(work)
 
     async def close(self) -> None:
         """Write a checkpoint of each session, end the threads, and give the directory free."""
@@ -80,7 +152,8 @@ class Gateway:
                 await session.close()
             except MobiLLMError as exc:
                 logger.error("! session %s: %s", session.id.hex(), exc)
-        self._workers.close()
+        self.workers.close()
+        self._registry.close()
         self._lock.release()
 
     async def handle(self, connection: Connection) -> None:
@@ -147,11 +220,13 @@ class Gateway:
                 epoch = await session.begin_epoch()
             except StorageError as exc:
                 logger.error("! session %s: %s", session.id.hex(), exc)
-                if session.finished is None:
+                if not session.ended:
                     text = "the server cannot store the attachment"
                     connection.post(refusal(stream, ErrorCode.STORAGE_FULL, text))
                     return
-                epoch = session.epoch  # nothing of it changes any more, and its weights can still be pulled
+                epoch = (
+                    session.record.epoch
+                )  # nothing of it changes any more, and its weights can still be pulled
             # The newest attachment wins: the device may have come back before its old link died.
             while (old := self._attachments.pop(session.id, None)) is not None:
                 old.fail(ErrorCode.SESSION_TAKEN_OVER, "the session was attached to another connection")
@@ -179,13 +254,13 @@ class Gateway:
         if message.session is not None:
             session = self.sessions.get(message.session)
             # Another tenant's session is as unknown as none at all.
-            return session if session is not None and session.tenant == tenant else None
-        spec = SessionSpec.from_map(message.spec)
-        session_id = os.urandom(16)
-        store = await self._workers.write(SessionStore.create, self._directory, session_id, tenant, spec)
-        session = Session(session_id, store, self._workers, self.device)
+            own = session is not None and session.tenant == tenant and not session.record.cancelled
+            return session if own else None
+        record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=SessionSpec.from_map(message.spec))
+        store = await self.workers.write(SessionStore.create, self._directory, self._registry, record)
+        session = Session(store, self.workers, self.device)
         self._add(session)
-        logger.info("= %s: session %s opened, task %s", tenant, session_id.hex(), spec.task)
+        logger.info("= %s: session %s opened, task %s", tenant, session.id.hex(), session.spec.task)
         return session
 
 

@@ -31,6 +31,10 @@ class Quota:
         """Count a session from now on."""
         self._sessions[session.tenant].append(session)
 
+    def remove(self, session: Session) -> None:
+        """Count a session that was deleted no more."""
+        self._sessions[session.tenant].remove(session)
+
     @contextlib.contextmanager
     def reserved(self, tenant: str) -> Iterator[None]:
         """Count one more session of a tenant while it is being made."""
@@ -43,7 +47,7 @@ class Quota:
     def refuse_session(self, tenant: str) -> str | None:
         """Return why a tenant may start no session now; None when it may."""
         sessions = self._sessions.get(tenant, ())
-        unfinished = sum(1 for one in sessions if one.finished is None or one.id in self._attached)
+        unfinished = sum(1 for one in sessions if not one.ended or one.id in self._attached)
         if unfinished + self._coming[tenant] >= self._limits.sessions:
             return (
                 f"the tenant has {unfinished} sessions that are attached or not finished, and may have "

@@ -18,15 +18,16 @@ from typing import Any
 
 from ..errors import ConfigError, ErrorCode, MobiLLMError, StorageError
 from ..protocol import Finished, Metrics
-from ..spec import SessionSpec
 from .batch import Batch
 from .log import ActivationLog, Entry
+from .observer import Observer
+from .progress import Progress
 from .replay import Replay
 from .store import SessionStore
 from .trainer import Trainer
 from .workers import Workers
 
-__all__ = ["Observer", "Session", "Span"]
+__all__ = ["Session", "Span"]
 
 logger = logging.getLogger("mobillm.server")
 
@@ -39,88 +40,43 @@ SPAN_RECEIVE, SPAN_TRAIN, SPAN_LOG = 0, 1, 2
 Span = tuple[int, int, int, int]  # kind, batch number, start and duration in microseconds
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Progress:
-    """How far training has come; stored with every checkpoint.
-
-    Attributes:
-        applied: last batch of the first epoch that was trained on or kept.
-        epoch: epoch of the last step, from 1.
-        index: batches of that epoch that were trained on; 0 in the first.
-        total, count: sum and number of that epoch's losses.
-
-    """
-
-    applied: int = 0
-    epoch: int = 1
-    index: int = 0
-    total: float = 0.0
-    count: int = 0
-
-    def after(self, applied: int, epoch: int, index: int, loss: float | None) -> _Progress:
-        """Return the progress after one more step."""
-        total, count = (self.total, self.count) if epoch == self.epoch else (0.0, 0)
-        if loss is not None:
-            total, count = total + loss, count + 1
-        return _Progress(applied, epoch, index, total, count)
-
-
-class Observer:
-    """What a session tells the device that is attached to it; the base class tells nobody."""
-
-    def acknowledge(self) -> None:
-        """Report the session's three batch numbers and the credit that comes with them."""
-
-    def report(self, metrics: Metrics) -> None:
-        """Report how training goes."""
-
-    def finish(self, finished: Finished) -> None:
-        """Report that all epochs have been trained."""
-
-    def fail(self, code: ErrorCode, text: str) -> None:
-        """Report why the session cannot go on."""
-
-
 class Session:
     """One fine-tuning job.
 
     Args:
-        session: its 16 bytes.
-        store: its files.
+        store: its files and its record.
         workers: the server's threads.
         device: torch device to train on.
 
     Attributes:
-        epoch: number of the last attachment, see :meth:`begin_epoch`.
+        record: what the registry knows of it.
         received, durable, applied: batch numbers, see ``docs/protocol.md``.
         held: packed bytes of batches that came and whose memory is not free again.
         last: number of the last batch, once the device has said so.
         finished: set when all epochs have been trained.
+        failed: whether writing or training has ended with an error.
         observer: whom to tell; replaced at each attachment.
         workers: the server's threads.
         attaching: held while a device is being attached.
 
     """
 
-    def __init__(self, session: bytes, store: SessionStore, workers: Workers, device: str) -> None:
-        description = store.description()
-        self.id = session
+    def __init__(self, store: SessionStore, workers: Workers, device: str) -> None:
         self.store = store
-        self.tenant: str = description["tenant"]
-        self.spec: SessionSpec = description["spec"]
-        self.finished: Finished | None = None
-        if description["finished"] is not None:
-            self.finished = Finished(**description["finished"])
-        self.epoch: int = description["epoch"]
+        self.record = store.record()
+        self.id = self.record.id
+        self.tenant = self.record.tenant
+        self.spec = self.record.spec
+        self.finished = self.record.finished
         self.observer = Observer()
         self._log: ActivationLog | None = None
         self._closed_size = store.log_size()  # while the log is not open
         self.held = 0
-        last: int | None = description["last"]
-        if self.finished is not None and last is not None:
+        last = self.record.last
+        if self.ended:
             # The result needs no log; it is opened when somebody asks for more.
-            self.last: int | None = last
-            self.received = self.durable = self.applied = last
+            self.last = last
+            self.received = self.durable = self.applied = last or 0
         else:
             self.received = self.durable = self.log.last
             self.applied = 0
@@ -135,14 +91,19 @@ class Session:
         self._wake = asyncio.Condition()
         self._starting = asyncio.Lock()
         self.attaching = asyncio.Lock()
-        self._failed = False
+        self.failed = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._progress = _Progress()
+        self._progress = Progress()
         self._losses: list[float] = []
         self._busy = 0.0
         self._spans: list[Span] = []
         self._reported = 0.0
         self._saved = time.monotonic()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it changes any more: it is finished, or the operator has cancelled it."""
+        return self.finished is not None or self.record.cancelled
 
     @property
     def log(self) -> ActivationLog:
@@ -176,6 +137,8 @@ class Session:
         async with self._starting:
             if self.trainer is not None:
                 return
+            if self.record.cancelled:
+                raise ConfigError("session", "cancelled", "one that the server's owner has not cancelled")
             self.trainer = await self.workers.train(self._restore, head)
             # What the log holds beyond the checkpoint is trained on again, in the same order.
             if self.finished is None:
@@ -188,17 +151,17 @@ class Session:
     async def recover(self) -> None:
         """Go back to what the disk holds if writing or training has failed; :meth:`start` comes next."""
         async with self._starting:
-            if not self._failed:
+            if not self.failed:
                 return
             await self._cancel()
-            self._failed = False
+            self.failed = False
             self.trainer = None
             self._pending.clear()
             self._queue.clear()
             self.held = 0
             self.received = self.durable = self.log.last
             self.applied = 0
-            self._progress = _Progress()
+            self._progress = Progress()
             if self.last is not None and self.last > self.received:
                 self.last = None
 
@@ -212,7 +175,7 @@ class Session:
             if self.last is not None and self.last > self.received:
                 self.last = None
         else:
-            self._progress = _Progress(**trainer.load(checkpoint))
+            self._progress = Progress(**trainer.load(checkpoint))
             self.applied = self._progress.applied
         if self.finished is None and self.applied > self.log.last:
             raise StorageError(
@@ -237,7 +200,7 @@ class Session:
             self._fail(ErrorCode.INTERNAL, "the server failed; its log says why")
 
     def _fail(self, code: ErrorCode, text: str) -> None:
-        self._failed = True
+        self.failed = True
         self.observer.fail(code, text)
 
     # The device's side calls these.
@@ -258,9 +221,8 @@ class Session:
             StorageError: the disk is full or broken.
 
         """
-        self.epoch += 1
-        epoch = self.epoch
-        await self._describe()
+        epoch = self.record.epoch + 1
+        await self._save(epoch=epoch)
         return epoch
 
     def is_other(self, seq: int, checksum: int) -> bool:
@@ -279,7 +241,7 @@ class Session:
         self.last = last
         async with self._wake:
             self._wake.notify_all()
-        await self._describe()
+        await self._save()
 
     async def evaluate(self) -> tuple[int, dict[str, float]]:
         """Evaluate on the held-out batches that are durable.
@@ -302,6 +264,27 @@ class Session:
         """Return the steps behind the weights, and the weights as a safetensors file."""
         trainer = self._trainer()
         return await self.workers.train(lambda: (trainer.steps, trainer.weights()))
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps taken; None while neither the trainer is loaded nor the session finished."""
+        if self.trainer is not None:
+            return self.trainer.steps
+        return None if self.finished is None else self.finished.steps
+
+    @property
+    def training_epoch(self) -> int | None:
+        """Epoch of the last step, from 1; None as for :attr:`steps`."""
+        if self.trainer is not None:
+            return self._progress.epoch
+        return None if self.finished is None else self.spec.epochs
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss of the present epoch, or of the last one; None before its first step."""
+        if self.trainer is None or self.finished is not None:
+            return None if self.finished is None else self.finished.loss
+        return self._progress.mean
 
     @property
     def waiting(self) -> int:
@@ -345,15 +328,28 @@ class Session:
         async with self._starting:
             running = await self._cancel()
             try:
-                if running and not self._failed:
+                if running and not self.failed:
                     await self.checkpoint()
             finally:
                 self._close_log()
 
+    async def cancel(self) -> None:
+        """End the session for good; its log and its checkpoints stay until it is deleted.
+
+        Raises:
+            StorageError: the disk is full or broken; the session has stopped, and a restart goes on with it.
+
+        """
+        if not self.ended:
+            await self._save(cancelled=True, ended=time.time())
+        self.observer.fail(ErrorCode.SESSION_UNKNOWN, "the server's owner has cancelled the session")
+        await self.close()
+        await self.park()
+
     async def park(self) -> None:
-        """Free the memory and the files of a session that is finished; :meth:`start` brings it back."""
+        """Free the memory and the files of a session that has ended; :meth:`start` brings it back."""
         async with self._starting:
-            if self.finished is None or self.trainer is None:
+            if not self.ended or self.trainer is None:
                 return
             await self._cancel()
             self.trainer = None
@@ -443,12 +439,10 @@ class Session:
 
     async def _complete(self) -> Finished:
         trainer = self._trainer()
-        progress = self._progress
-        loss = progress.total / progress.count if progress.count else None
         self._report(last=True)
         await self.checkpoint()
-        self.finished = Finished(steps=trainer.steps, loss=loss)
-        await self._describe()
+        self.finished = Finished(steps=trainer.steps, loss=self._progress.mean)
+        await self._save(ended=time.time())
         return self.finished
 
     def _trainer(self) -> Trainer:
@@ -476,15 +470,7 @@ class Session:
             )
         )
 
-    async def _describe(self) -> None:
-        finished = None
-        if self.finished is not None:
-            finished = {"steps": self.finished.steps, "loss": self.finished.loss}
-        description = {
-            "tenant": self.tenant,
-            "spec": self.spec.to_map(),
-            "last": self.last,
-            "epoch": self.epoch,
-            "finished": finished,
-        }
-        await self.workers.write(self.store.describe, description)
+    async def _save(self, **changes: Any) -> None:
+        # Before the first wait: whoever saves later has these changes, too.
+        self.record = dataclasses.replace(self.record, last=self.last, finished=self.finished, **changes)
+        await self.workers.write(self.store.save, self.record)

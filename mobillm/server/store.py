@@ -1,18 +1,18 @@
-"""The files of one session: its description, its activation log, its checkpoints, its result."""
+"""The files of one session: its activation log and its checkpoints; and its record in the registry."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import logging
 import pathlib
 import re
-from typing import Any
+import shutil
 
 from ..errors import StorageError
-from ..spec import SessionSpec
 from .files import replace_file, sync_directory
 from .log import ActivationLog
+from .registry import Registry, SessionRecord
 
 __all__ = ["SessionStore"]
 
@@ -26,53 +26,73 @@ LOG = "activations.log"
 
 
 class SessionStore:
-    """A session's directory.
+    """A session's directory and its record.
 
     Args:
         directory: must exist.
+        registry: holds the record.
+        session: the session's 16 bytes.
 
     """
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self, directory: pathlib.Path, registry: Registry, session: bytes) -> None:
         self.directory = directory
+        self._registry = registry
+        self._session = session
 
     @classmethod
-    def create(cls, parent: pathlib.Path, session: bytes, tenant: str, spec: SessionSpec) -> SessionStore:
-        """Make the directory of a new session.
+    def create(cls, parent: pathlib.Path, registry: Registry, record: SessionRecord) -> SessionStore:
+        """Make the directory and the record of a new session.
 
         Raises:
             StorageError: the disk is full or broken.
 
         """
-        directory = parent / session.hex()
+        directory = parent / record.id.hex()
         try:
             directory.mkdir(mode=0o700, parents=True)
             sync_directory(parent)
         except OSError as exc:
             raise StorageError(f"{directory} cannot be made: {exc.strerror}") from exc
-        store = cls(directory)
-        store.describe({"tenant": tenant, "spec": spec.to_map(), "last": None, "epoch": 0, "finished": None})
+        store = cls(directory, registry, record.id)
+        try:
+            store.save(record)
+        except StorageError:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+            raise
         return store
 
-    def describe(self, description: dict[str, Any]) -> None:
-        """Replace the session's description."""
-        replace_file(self.directory / "session.json", json.dumps(description, indent=1).encode())
+    def save(self, record: SessionRecord) -> None:
+        """Replace the session's record.
 
-    def description(self) -> dict[str, Any]:
-        """Read the session's description.
+        Raises:
+            StorageError: the disk is full or broken.
+
+        """
+        self._registry.save_session(record)
+
+    def record(self) -> SessionRecord:
+        """Read the session's record.
 
         Raises:
             StorageError: it is missing or damaged.
 
         """
-        path = self.directory / "session.json"
+        return self._registry.load_session(self._session)
+
+    def delete(self) -> None:
+        """Delete the record and the files; a log that is still mapped stays readable.
+
+        Raises:
+            StorageError: the disk is broken; what was not deleted is named.
+
+        """
+        self._registry.delete_session(self._session)
         try:
-            description: dict[str, Any] = json.loads(path.read_bytes())
-            description["spec"] = SessionSpec.from_map(description["spec"])
-            _check(description)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise StorageError(f"{path} cannot be read: {exc}") from exc
-        return description
+            shutil.rmtree(self.directory)
+        except OSError as exc:
+            raise StorageError(f"{self.directory} cannot be deleted: {exc.strerror}; do it by hand") from exc
 
     def open_log(self) -> ActivationLog:
         """Open the activation log.
@@ -128,14 +148,3 @@ class SessionStore:
         """Return the checkpoints' paths, newest first."""
         found = [path for path in self.directory.iterdir() if CHECKPOINT.fullmatch(path.name)]
         return sorted(found, reverse=True)
-
-
-def _check(description: dict[str, Any]) -> None:
-    """Check the parts of a description that are not the spec; raise what reading them would."""
-    last, finished = description["last"], description["finished"]
-    if not isinstance(description["tenant"], str) or not isinstance(last, int | None):
-        raise TypeError("tenant or last is of another type")
-    if type(description["epoch"]) is not int or description["epoch"] < 0:
-        raise ValueError("epoch is not a count")
-    if finished is not None and set(finished) != {"steps", "loss"}:
-        raise KeyError("finished")

@@ -20,6 +20,7 @@ from mobillm.errors import ErrorCode, RemoteError, StorageError
 from mobillm.options import Timeouts
 from mobillm.protocol import FrameType, Gap
 from mobillm.server import serve
+from mobillm.server.registry import Registry
 from mobillm.server.store import SessionStore
 from mobillm.spec import SessionSpec
 from mobillm.transport import Address
@@ -438,8 +439,8 @@ def test_row_63_all_checkpoints_damaged(run_once: Run, tmp_path: pathlib.Path) -
         checkpoints = sorted(place.glob("checkpoint-*"))
         for path in checkpoints:
             damage(path, "bit flip")
-        with pytest.raises(StorageError, match="restore"):
-            SessionStore(place).load_checkpoint()
+        with Registry(tmp_path / "registry.sqlite") as registry, pytest.raises(StorageError, match="restore"):
+            SessionStore(place, registry, name).load_checkpoint()
         async with scene(tmp_path) as stage:
             client = await dial(stage.address)
 

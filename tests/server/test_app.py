@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import pathlib
+import sqlite3
 import threading
 import time
 from typing import Any
@@ -267,8 +269,8 @@ def test_damaged_sessions_are_left_alone(run_once: Run, tmp_path: pathlib.Path) 
         async with serving(tmp_path) as server, device(server) as client:
             bad, _ = await train(client, SPEC, BATCHES)
             good, weights = await train(client, SPEC, BATCHES)
-        folder = tmp_path / "sessions" / bad.id.hex()
-        (folder / "session.json").write_text('{"tenant": 3}')
+        with contextlib.closing(sqlite3.connect(tmp_path / "registry.sqlite")) as registry, registry:
+            registry.execute("UPDATE sessions SET spec = '{}' WHERE id = ?", (bad.id.hex(),))
         (tmp_path / "sessions" / "no-session").mkdir()
         async with serving(tmp_path) as server, device(server) as client:
             with pytest.raises(RemoteError) as info:

@@ -38,15 +38,15 @@ from mobillm.server.attachment import Attachment
 from mobillm.server.batch import Batch
 from mobillm.server.blobs import BlobStore
 from mobillm.server.quota import Quota
+from mobillm.server.registry import Registry
 from mobillm.server.session import Session
-from mobillm.server.store import SessionStore
 from mobillm.server.trainer import Trainer
 from mobillm.server.workers import Workers
 from mobillm.spec import SessionSpec
 from mobillm.transport import Connection, Server
 from mobillm.transport import connect as connect_transport
 from tests.conftest import Run
-from tests.sessions import QUICK, TOKEN, arrays, device, packed, serving, spec
+from tests.sessions import QUICK, TOKEN, arrays, device, new_store, packed, serving, spec
 
 M = TypeVar("M", bound=Message)
 
@@ -147,15 +147,16 @@ def _renumbered(batch: Batch, seq: int) -> Batch:
     return Batch(seq, batch.samples, batch.heldout, batch.headers, batch.payloads)
 
 
-def test_nothing_of_an_ended_attachment_counts(run_once: Run, tmp_path: pathlib.Path) -> None:
+def test_nothing_of_an_ended_attachment_counts(
+    run_once: Run, tmp_path: pathlib.Path, registry: Registry
+) -> None:
     """Messages that were under way when the attachment ended change nothing."""
 
     async def main() -> None:
         workers = Workers()
-        store = SessionStore.create(tmp_path, bytes(16), "acme", spec())
-        session = Session(bytes(16), store, workers, "cpu")
+        session = Session(new_store(tmp_path, spec()), workers, "cpu")
         connection = types.SimpleNamespace(is_open=False)
-        blobs, quota = BlobStore(tmp_path / "blobs"), Quota(Limits(), ())
+        blobs, quota = BlobStore(tmp_path / "blobs", registry), Quota(Limits(), ())
         attachment = Attachment(session, cast(Any, connection), 1, blobs, Limits(), quota)
         attachment.fail(ErrorCode.SESSION_TAKEN_OVER, "elsewhere")
         batch = packed(spec(), 1)

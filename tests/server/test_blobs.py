@@ -11,6 +11,7 @@ import pytest
 from mobillm.errors import ConfigError, StorageError
 from mobillm.protocol import Blob
 from mobillm.server.blobs import BlobStore, BlobUpload
+from mobillm.server.registry import Registry
 
 DATA = bytes(range(256)) * 4
 DIGEST = hashlib.sha256(DATA).digest()
@@ -21,9 +22,9 @@ def part(offset: int, size: int, data: bytes = DATA) -> Blob:
     return Blob(stream=1, digest=DIGEST, total=len(DATA), offset=offset, payload=data[offset : offset + size])
 
 
-def test_two_uploads_at_once(tmp_path: pathlib.Path, no_fd_leak: None) -> None:
+def test_two_uploads_at_once(tmp_path: pathlib.Path, registry: Registry, no_fd_leak: None) -> None:
     """Each writes its own file; the blob is there as soon as the first is whole, and stays."""
-    store = BlobStore(tmp_path / "blobs")
+    store = BlobStore(tmp_path / "blobs", registry)
     first, second = BlobUpload(store, part(0, 512)), BlobUpload(store, part(0, 512))
     assert not first.add(part(0, 512))
     assert not second.add(part(0, 512))
@@ -35,9 +36,9 @@ def test_two_uploads_at_once(tmp_path: pathlib.Path, no_fd_leak: None) -> None:
     assert os.listdir(tmp_path / "blobs") == [DIGEST.hex()]
 
 
-def test_wrong_content(tmp_path: pathlib.Path, no_fd_leak: None) -> None:
+def test_wrong_content(tmp_path: pathlib.Path, registry: Registry, no_fd_leak: None) -> None:
     """Content with another hash is refused and deleted."""
-    store = BlobStore(tmp_path)
+    store = BlobStore(tmp_path, registry)
     upload = BlobUpload(store, part(0, 1024))
     with pytest.raises(ConfigError, match=f"content with the SHA-256 {DIGEST.hex()}"):
         upload.add(part(0, 1024, bytes(1024)))
@@ -45,9 +46,9 @@ def test_wrong_content(tmp_path: pathlib.Path, no_fd_leak: None) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_damage_on_the_disk(tmp_path: pathlib.Path) -> None:
+def test_damage_on_the_disk(tmp_path: pathlib.Path, registry: Registry) -> None:
     """A blob that has changed, or is not there, is not used."""
-    store = BlobStore(tmp_path)
+    store = BlobStore(tmp_path, registry)
     with pytest.raises(StorageError, match="cannot be read"):
         store.read(DIGEST)
     store.path(DIGEST).write_bytes(b"other")
@@ -55,9 +56,11 @@ def test_damage_on_the_disk(tmp_path: pathlib.Path) -> None:
         store.read(DIGEST)
 
 
-def test_disk_full(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, no_fd_leak: None) -> None:
+def test_disk_full(
+    tmp_path: pathlib.Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, no_fd_leak: None
+) -> None:
     """A disk that fails is a storage error, and nothing is left."""
-    store = BlobStore(tmp_path)
+    store = BlobStore(tmp_path, registry)
     upload = BlobUpload(store, part(0, 1024))
 
     def fail(*_: object) -> None:
@@ -69,9 +72,9 @@ def test_disk_full(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, no_f
     assert os.listdir(tmp_path) == []
 
 
-def test_broken_off_uploads_are_deleted(tmp_path: pathlib.Path) -> None:
+def test_broken_off_uploads_are_deleted(tmp_path: pathlib.Path, registry: Registry) -> None:
     """What a crash left is gone at the next start."""
-    BlobUpload(BlobStore(tmp_path), part(0, 10))._file.close()
+    BlobUpload(BlobStore(tmp_path, registry), part(0, 10))._file.close()
     assert len(os.listdir(tmp_path)) == 1
-    BlobStore(tmp_path)
+    BlobStore(tmp_path, registry)
     assert os.listdir(tmp_path) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from mobillm.options import Limits, Timeouts
 from mobillm.protocol import LENGTHS, TARGETS, Detach, Error, TensorHeader
 from mobillm.server.attachment import Attachment
 from mobillm.server.gateway import Gateway
+from mobillm.server.registry import SessionRecord
 from mobillm.server.store import SessionStore
 from tests.conftest import Run
 from tests.server.raw import Raw, raw
@@ -215,7 +215,7 @@ def test_an_attachment_that_cannot_be_stored(
         async with serving(tmp_path) as server, raw(server) as peer:
             opened = await peer.opened(spec())
             with monkeypatch.context() as patch:
-                patch.setattr(SessionStore, "describe", _full)
+                patch.setattr(SessionStore, "save", _full)
                 answer = await peer.open(opened.session, stream=2)
                 assert isinstance(answer, Error)
                 assert (answer.code, answer.retry_after) == (ErrorCode.STORAGE_FULL, 30.0)
@@ -232,14 +232,14 @@ def test_weights_can_be_pulled_from_a_full_disk(
     async def main() -> None:
         async with serving(tmp_path) as server, device(server) as client:
             session, weights = await train(client, spec(batches=2), 2)
-            monkeypatch.setattr(SessionStore, "describe", _full)
+            monkeypatch.setattr(SessionStore, "save", _full)
             again = await client.attach(session.id, session.spec)
             assert await again.pull() == weights
 
     run_once(main())
 
 
-def _full(self: SessionStore, description: dict[str, Any]) -> None:
+def _full(self: SessionStore, record: SessionRecord) -> None:
     raise StorageError("no space left on device")
 
 

@@ -19,7 +19,7 @@ from tests.sessions import device, packed, serving, spec, submit, train
 
 
 def _session(name: bytes, stored: int, *, finished: bool = False, tenant: str = "acme") -> Session:
-    fake: Any = types.SimpleNamespace(id=name, tenant=tenant, stored=stored, finished=finished or None)
+    fake: Any = types.SimpleNamespace(id=name, tenant=tenant, stored=stored, ended=finished)
     return cast(Session, fake)
 
 

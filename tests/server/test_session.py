@@ -15,14 +15,12 @@ from mobillm.errors import ConfigError, ErrorCode, RemoteError, StorageError
 from mobillm.protocol import Finished, Metrics
 from mobillm.server.batch import Batch
 from mobillm.server.log import ActivationLog
-from mobillm.server.session import MAX_SKIPPED, Observer, Session
-from mobillm.server.store import SessionStore
+from mobillm.server.observer import Observer
+from mobillm.server.session import MAX_SKIPPED, Session
 from mobillm.server.workers import Workers
 from mobillm.spec import CodecSpec, SessionSpec
 from tests.conftest import Run
-from tests.sessions import device, packed, serving, spec, submit, train
-
-NAME = bytes(range(16))
+from tests.sessions import device, new_store, packed, serving, spec, submit, train
 
 
 class Watcher(Observer):
@@ -61,7 +59,7 @@ class Watcher(Observer):
 
 def make(folder: pathlib.Path, what: SessionSpec, workers: Workers) -> tuple[Session, Watcher]:
     """Return a new session and whom it tells."""
-    session = Session(NAME, SessionStore.create(folder, NAME, "acme", what), workers, "cpu")
+    session = Session(new_store(folder, what), workers, "cpu")
     watcher = Watcher()
     session.observer = watcher
     return session, watcher
@@ -139,7 +137,7 @@ def test_disk_that_fails_and_recovers(
         steps, weights = await session.weights()
         assert steps == 2
         await session.close()
-        again = Session(NAME, session.store, workers, "cpu")
+        again = Session(session.store, workers, "cpu")
         await again.start(None)
         assert await again.weights() == (2, weights)
         await again.close()
@@ -202,7 +200,7 @@ def test_checkpoints_are_written_now_and_then(
         for seq in (1, 2, 3):
             await session.put(packed(session.spec, seq))
         await watcher.until(lambda: session.applied == 3)
-        crashed = Session(NAME, session.store, workers, "cpu")
+        crashed = Session(session.store, workers, "cpu")
         await crashed.start(None)
         assert crashed.applied == 3
         assert await crashed.weights() == await session.weights()

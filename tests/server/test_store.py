@@ -9,16 +9,15 @@ import pathlib
 import pytest
 
 from mobillm.errors import StorageError
+from mobillm.server.registry import Registry, SessionRecord
 from mobillm.server.store import SessionStore
-from tests.sessions import spec
-
-NAME = bytes(range(16))
+from tests.sessions import new_store, spec
 
 
 @pytest.fixture
 def store(tmp_path: pathlib.Path) -> SessionStore:
     """Return a new session's files."""
-    return SessionStore.create(tmp_path, NAME, "acme", spec())
+    return new_store(tmp_path, spec())
 
 
 def checkpoints(store: SessionStore) -> list[str]:
@@ -26,39 +25,28 @@ def checkpoints(store: SessionStore) -> list[str]:
     return sorted(name for name in os.listdir(store.directory) if name.startswith("checkpoint"))
 
 
-def test_description(store: SessionStore, tmp_path: pathlib.Path) -> None:
-    """A new session is described; it cannot be made twice."""
-    expected = {"tenant": "acme", "spec": spec(), "last": None, "epoch": 0, "finished": None}
-    assert store.description() == expected
+def test_made_once(registry: Registry, tmp_path: pathlib.Path) -> None:
+    """A new session has its record; it cannot be made twice, and a failed one leaves nothing."""
+    record = SessionRecord(id=bytes(16), tenant="acme", spec=spec())
+    assert SessionStore.create(tmp_path, registry, record).record() == record
     with pytest.raises(StorageError, match="cannot be made"):
-        SessionStore.create(tmp_path, NAME, "acme", spec())
+        SessionStore.create(tmp_path, registry, record)
+    registry.close()
+    with pytest.raises(StorageError):
+        SessionStore.create(tmp_path / "other", registry, record)
+    assert list((tmp_path / "other").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "[]",
-        "{}",
-        '{"tenant": "a", "spec": {}}',
-        b"\xff",
-        '{"tenant": 1, "last": null, "epoch": 0, "finished": null, "spec": %s}',
-        '{"tenant": "a", "last": "x", "epoch": 0, "finished": null, "spec": %s}',
-        '{"tenant": "a", "last": 1, "epoch": 0, "finished": {"steps": 1}, "spec": %s}',
-        '{"tenant": "a", "last": 1, "finished": null, "spec": %s}',
-        '{"tenant": "a", "last": 1, "epoch": -1, "finished": null, "spec": %s}',
-        '{"tenant": "a", "last": 1, "epoch": true, "finished": null, "spec": %s}',
-    ],
-)
-def test_damaged_description(store: SessionStore, content: str | bytes) -> None:
-    """A description that is none is a storage error, whatever it is instead."""
-    path = store.directory / "session.json"
-    good = path.read_text().split('"spec": ')[1].split(', "last"')[0]
-    good = good[: good.index('"last"')].rstrip().rstrip(",")
-    data = content if isinstance(content, bytes) else content.replace("%s", good).encode()
-    path.write_bytes(data)
-    with pytest.raises(StorageError, match=r"session\.json cannot be read"):
-        store.description()
+def test_deletion(registry: Registry, tmp_path: pathlib.Path) -> None:
+    """The record and all files go; what cannot be deleted is named."""
+    record = SessionRecord(id=bytes(16), tenant="acme", spec=spec())
+    store = SessionStore.create(tmp_path, registry, record)
+    store.save_checkpoint(1, b"one")
+    store.delete()
+    assert not store.directory.exists()
+    assert registry.session_ids() == []
+    with pytest.raises(StorageError, match=f"{bytes(16).hex()} cannot be deleted"):
+        store.delete()
 
 
 def test_size_of_the_log(store: SessionStore) -> None:

@@ -1,0 +1,63 @@
+"""What an operator is shown of a session: figures and states, never contents of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .session import Session
+
+__all__ = ["state_of", "summarise"]
+
+
+def state_of(session: Session) -> str:
+    """Return the one word for where a session stands.
+
+    Returns:
+        ``receiving`` (batches still come), ``training`` (the device has sent its last one), ``finished``,
+        ``cancelled``, or ``failed`` (the log says why; the device's next attachment tries again).
+
+    """
+    if session.record.cancelled:
+        return "cancelled"
+    if session.finished is not None:
+        return "finished"
+    if session.failed:
+        return "failed"
+    return "receiving" if session.last is None else "training"
+
+
+def summarise(session: Session, *, attached: bool) -> dict[str, Any]:
+    """Return a session's figures as plain values for JSON.
+
+    Args:
+        session: the session.
+        attached: whether a device is attached to it.
+
+    """
+    spec, record = session.spec, session.record
+    steps = session.steps
+    total = None if spec.batches is None else spec.batches * spec.epochs
+    return {
+        "session": session.id.hex(),
+        "tenant": session.tenant,
+        "state": state_of(session),
+        "attached": attached,
+        "task": spec.task,
+        "model": spec.model.name,
+        "side": spec.side.kind,
+        "created": record.created,
+        "ended": record.ended,
+        "received": session.received,
+        "durable": session.durable,
+        "applied": session.applied,
+        "last": session.last,
+        "steps": steps,
+        "total_steps": total,
+        "epoch": session.training_epoch,
+        "epochs": spec.epochs,
+        "loss": session.loss,
+        "queue_batches": session.waiting,
+        "queue_bytes": session.held,
+        "log_bytes": session.stored,
+        "attachments": record.epoch,
+    }

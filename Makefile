@@ -9,6 +9,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # torch first and by exact version: a range would let pip choose a build with gigabytes of CUDA.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
+# Two processes share the tests: whichever is done takes over what the other one has left.
+WORKERS := --numprocesses 2 --dist worksteal
+
 .PHONY: setup demo test check style types faults bench clean
 
 $(BIN)/python:
@@ -26,10 +29,10 @@ demo: $(VENV)/.bench
 	$(BIN)/mobillm demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: $(VENV)/.all style types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 style: $(VENV)/.all
 	$(BIN)/ruff format --check .

@@ -43,7 +43,7 @@ types: $(VENV)/.all
 
 # The whole fault table, slow rows included; needs root for network namespaces.
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/faults -m "slow or not slow"
+	$(BIN)/python -m pytest tests/faults --table -m "slow or not slow"
 
 bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.kernels

@@ -54,7 +54,6 @@ class Connection(asyncio.BufferedProtocol):
         endpoint: the protocol core.
         timeouts: bounds of every wait.
         limits: bounds of everything held.
-        on_made: called once the transport is there, TLS included; None calls nobody.
         on_hello: called once a device has named its tenant, before it can prove anything; None calls nobody.
         budget: what a device may send that is not charged; None bounds nothing.
 
@@ -74,7 +73,6 @@ class Connection(asyncio.BufferedProtocol):
         *,
         timeouts: Timeouts,
         limits: Limits,
-        on_made: Callable[[Connection], None] | None = None,
         on_hello: Callable[[Connection], None] | None = None,
         budget: Budget | None = None,
     ) -> None:
@@ -87,7 +85,6 @@ class Connection(asyncio.BufferedProtocol):
         self.link_wait = 0.0
         self.round_trip: float | None = None
         self.clock_offset: float | None = None
-        self._on_made = on_made
         self._on_hello = on_hello
         self._budget = budget
         self._dropped = 0  # frames that the budget has paid for
@@ -123,8 +120,6 @@ class Connection(asyncio.BufferedProtocol):
             # Python accepts a peer that names no common protocol, so it is checked here.
             self.endpoint.fail(ErrorCode.PROTOCOL, f"the peer does not speak {ALPN} over TLS")
         self._arm(self.timeouts.handshake)
-        if self._on_made is not None:
-            self._on_made(self)
         self._after()
 
     def get_buffer(self, sizehint: int) -> memoryview:

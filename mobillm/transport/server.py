@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
@@ -20,6 +19,7 @@ from .address import Address
 from .admission import Admission
 from .budget import Budget
 from .connection import Connection
+from .listener import accept, listen
 
 __all__ = ["Server", "serve"]
 
@@ -43,15 +43,22 @@ class Server:
     """
 
     def __init__(
-        self, handler: Handler, keys: Mapping[str, bytes], timeouts: Timeouts, limits: Limits, tls: bool
+        self,
+        handler: Handler,
+        keys: Mapping[str, bytes],
+        timeouts: Timeouts,
+        limits: Limits,
+        tls: ssl.SSLContext | None,
     ) -> None:
         self._handler = handler
         self._keys = keys
         self._timeouts = timeouts
         self._limits = limits
         self._tls = tls
-        self._server: asyncio.Server | None = None
-        self._connections: dict[Connection, asyncio.Task[None]] = {}
+        self._sockets: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()  # one for each accepted socket
+        self._connections: set[Connection] = set()
         self._closing: asyncio.Task[None] | None = None
         self._admission = Admission(limits)
         self._turned_away = 0  # connections that still have to be told so
@@ -59,14 +66,14 @@ class Server:
     @property
     def address(self) -> Address:
         """Return where the server listens."""
-        if self._server is None or not self._server.sockets:
+        if not self._sockets:
             raise RuntimeError("the server does not listen")
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return Address(host, port, self._tls)
+        host, port = self._sockets[0].getsockname()[:2]
+        return Address(host, port, self._tls is not None)
 
     @property
     def connections(self) -> int:
-        """Return the number of connections, those in the handshake included."""
+        """Return the number of connections, those in the handshake included, those in TLS's own not."""
         return len(self._connections)
 
     async def __aenter__(self) -> Self:
@@ -77,64 +84,96 @@ class Server:
     ) -> None:
         await self.close()
 
-    def _make(self) -> Connection:
+    def _take(self, sock: socket.socket, host: str) -> None:
+        """Decide about an accepted socket before anything of it is read or encrypted."""
+        if self._admission.enter(host):
+            self._start(self._serve(sock, host))
+        elif self._turned_away < self._limits.handshakes:
+            self._turned_away += 1
+            self._start(self._turn_away(sock, host))
+        else:
+            sock.close()  # so many are being told that there is no room that there is none for this
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, sock: socket.socket, host: str) -> Connection | None:
+        """Put a connection on a socket, with TLS below it if the server speaks that; None if TLS failed."""
         endpoint = Endpoint.server(self._keys, nonce=os.urandom(16), limits=self._limits)
-        return Connection(
+        connection = Connection(
             endpoint,
             timeouts=self._timeouts,
             limits=self._limits,
-            on_made=self._begin,
             on_hello=self._check_pause,
             budget=Budget(),
         )
-
-    def _begin(self, connection: Connection) -> None:
-        # Not before the transport is there: a failed TLS handshake never calls the protocol again.
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection,
+                sock,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else self._timeouts.handshake,
+            )
+        except OSError as exc:
+            logger.info("x %s: no TLS handshake: %s", host, exc)
+            return None
+        self._connections.add(connection)
         if self._closing is not None:
-            connection.abort()
-        elif self._admission.enter(connection.host):
-            self._start(connection, self._run(connection))
-        elif self._turned_away < self._limits.handshakes:
-            self._turned_away += 1
-            self._start(connection, self._turn_away(connection))
-        else:
-            connection.abort()  # so many are being told that there is no room that there is none for this
+            connection.fail(ErrorCode.DRAINING, "the server stops", self._timeouts.drain)
+        return connection
 
-    def _start(self, connection: Connection, work: Coroutine[Any, Any, None]) -> None:
-        self._connections[connection] = asyncio.get_running_loop().create_task(work)
-
-    async def _turn_away(self, connection: Connection) -> None:
+    async def _turn_away(self, sock: socket.socket, host: str) -> None:
         """Refuse a connection for which the handshake has no room."""
         try:
-            logger.info("x %s: too many connections in the handshake", connection.peer)
-            connection.fail(ErrorCode.SERVER_BUSY, "too many connections are logging in", BUSY_PAUSE)
-            await connection.close()
+            connection = await self._connect(sock, host)
+            if connection is not None:
+                logger.info("x %s: too many connections in the handshake", connection.peer)
+                connection.fail(ErrorCode.SERVER_BUSY, "too many connections are logging in", BUSY_PAUSE)
+                await self._release(connection)
         finally:
             self._turned_away -= 1
-            del self._connections[connection]
+
+    async def _release(self, connection: Connection) -> None:
+        try:
+            await connection.close()
+        finally:
+            self._connections.discard(connection)
 
     def _check_pause(self, connection: Connection) -> None:
         pause = self._admission.pause(connection.host, connection.endpoint.tenant)
         if pause > 0:
             connection.fail(ErrorCode.CALM, "too many failed logins", math.ceil(pause))
 
-    async def _log_in(self, connection: Connection) -> None:
+    async def _serve(self, sock: socket.socket, host: str) -> None:
+        """Serve the device on an accepted socket to its end."""
+        connection = None
+        try:
+            connection = await self._connect(sock, host)
+        finally:
+            if connection is None:
+                self._admission.leave(host)
+        if connection is not None:
+            await self._run(connection, host)
+
+    async def _log_in(self, connection: Connection, host: str) -> None:
         """Wait for the end of the handshake, whose place it then gives back."""
-        host, endpoint = connection.host, connection.endpoint
         try:
             await connection.wait_open()
         except ConnectionClosed as exc:
             if exc.code == ErrorCode.AUTH_FAILED:
-                self._admission.fail(host, endpoint.tenant)
+                self._admission.fail(host, connection.endpoint.tenant)
             raise
         finally:
             self._admission.leave(host)
-        self._admission.succeed(host, endpoint.tenant)
-        logger.info("= %s: %s connected", connection.peer, endpoint.tenant)
+        tenant = connection.endpoint.tenant
+        self._admission.succeed(host, tenant)
+        logger.info("= %s: %s connected", connection.peer, tenant)
 
-    async def _run(self, connection: Connection) -> None:
+    async def _run(self, connection: Connection, host: str) -> None:
         try:
-            await self._log_in(connection)
+            await self._log_in(connection, host)
             await self._handler(connection)
         except ConnectionClosed as exc:
             logger.info("x %s: %s", connection.peer, exc)
@@ -145,10 +184,7 @@ class Server:
             logger.exception("! %s: the handler failed", connection.peer)
             connection.fail(ErrorCode.INTERNAL, "the server failed; its log says why")
         finally:
-            try:
-                await connection.close()
-            finally:
-                del self._connections[connection]
+            await self._release(connection)
 
     async def close(self) -> None:
         """Stop in order, bounded by ``timeouts.drain``; can be called more than once.
@@ -162,15 +198,19 @@ class Server:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
         grace = self._timeouts.drain or 0.0
         for connection in list(self._connections):
             if connection.is_open:
                 connection.post(Goaway(code=ErrorCode.NO_ERROR, text="the server stops", grace=grace))
             else:
                 connection.fail(ErrorCode.DRAINING, "the server stops", grace)
-        tasks = list(self._connections.values())
+        tasks = list(self._tasks)
         if tasks:
             await asyncio.wait(tasks, timeout=self._timeouts.drain)
         for task in tasks:
@@ -180,11 +220,6 @@ class Server:
         for connection in list(self._connections):
             connection.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._server is not None:
-            # uvloop waits here for every transport, also for one whose end it has missed.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS):
-                    await self._server.wait_closed()
 
 
 async def serve(
@@ -215,20 +250,8 @@ async def serve(
     where = Address.parse(address) if isinstance(address, str) else address
     if where.tls and tls is None:
         raise ConfigError("tls", None, f"a TLS context, which {where} needs")
-    server = Server(handler, keys, timeouts or Timeouts(), limits or Limits(), tls is not None)
+    server = Server(handler, keys, timeouts or Timeouts(), limits or Limits(), tls)
+    server._sockets = await listen(where)
     loop = asyncio.get_running_loop()
-    server._server = await loop.create_server(
-        server._make,
-        where.host,
-        where.port,
-        ssl=tls,
-        ssl_handshake_timeout=None if tls is None else server._timeouts.handshake,
-        backlog=1024,
-        reuse_address=True,
-        family=_family(where),
-    )
+    server._accepting = [loop.create_task(accept(sock, server._take)) for sock in server._sockets]
     return server
-
-
-def _family(address: Address) -> int:
-    return socket.AF_INET6 if ":" in address.host else socket.AF_UNSPEC

@@ -24,6 +24,7 @@ from mobillm.spec import SessionSpec
 from mobillm.transport import Address
 from tests.conftest import Run
 from tests.faults.launcher import ServerProcess, launched, spawn
+from tests.faults.neighbour import Neighbour
 from tests.faults.proxy import Faults, Plan, proxied
 from tests.faults.scene import (
     BATCHES,
@@ -38,6 +39,7 @@ from tests.faults.scene import (
     undisturbed,
     uplink_to,
 )
+from tests.faults.weights import require_same
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATIENT = Timeouts(
@@ -55,11 +57,12 @@ async def through(server: ServerProcess, disturb: Callable[[], None], what: Sess
     """Train a session while something is done to its server after the third batch."""
     uplink = uplink_to(server.address, what, timeouts=PATIENT, patience=60.0)
     await uplink.start()
-    await send(uplink, 1, 3)
-    await asyncio.to_thread(disturb)
-    assert what.batches is not None
-    await send(uplink, 4, what.batches)
-    assert await rest(uplink) == await undisturbed(what)
+    async with Neighbour(server.address, latency=None):
+        await send(uplink, 1, 3)
+        await asyncio.to_thread(disturb)
+        assert what.batches is not None
+        await send(uplink, 4, what.batches)
+        require_same(await rest(uplink), await undisturbed(what))
     return uplink
 
 
@@ -103,7 +106,7 @@ def test_row_64_device_dies_or_sleeps(run_once: Run, tmp_path: pathlib.Path, num
                 device.kill()
                 device.join()
                 device.close()
-            assert (tmp_path / "weights").read_bytes() == expected
+            require_same((tmp_path / "weights").read_bytes(), expected)
 
     run_once(main())
 
@@ -148,7 +151,7 @@ def test_row_64_clock_jumps(run_once: Run, tmp_path: pathlib.Path, monkeypatch: 
                 offset[0] = days * (-1) ** seq
                 await send(uplink, seq, seq)
                 await asyncio.sleep(0.05)
-            assert await rest(uplink) == expected
+            require_same(await rest(uplink), expected)
             assert uplink.losses == 0
 
     run_once(main())
@@ -238,7 +241,10 @@ async def soak(directory: pathlib.Path, seconds: float, seed: int) -> None:
     expected = await undisturbed()
     chance = random.Random(seed)
     with launched(directory) as server:
-        async with proxied(server.address, random_faults(chance)) as proxy:
+        async with (
+            proxied(server.address, random_faults(chance)) as proxy,
+            Neighbour(server.address),
+        ):
             end = time.monotonic() + seconds
             files: list[int] = []
             memory: list[int] = []
@@ -251,7 +257,7 @@ async def soak(directory: pathlib.Path, seconds: float, seed: int) -> None:
                     except (ConnectionClosed, TimeoutError):
                         await asyncio.sleep(0.01)
                 await send(uplink, 1, BATCHES)
-                assert await rest(uplink) == expected
+                require_same(await rest(uplink), expected)
                 await asyncio.sleep(0.2)
                 files.append(server.files())
                 memory.append(server.rss())

@@ -34,6 +34,7 @@ from tests.faults.scene import (
     uplink_to,
 )
 from tests.faults.tap import ADDRESS, Link, available, in_namespace
+from tests.faults.weights import require_same
 
 LIVELY = Timeouts(
     connect=5.0,
@@ -53,7 +54,7 @@ async def whole(stage: Scene, plan: Plan, *, losses: int | None = None) -> Uplin
         uplink = uplink_to(proxy.address)
         await uplink.start()
         await send(uplink, 1, BATCHES)
-        assert await rest(uplink) == expected
+        require_same(await rest(uplink), expected)
         assert stage.log_of(uplink.id) == list(range(1, BATCHES + 1))
     if losses is not None:
         assert uplink.losses == losses
@@ -98,7 +99,7 @@ def test_row_50_in_the_last_epoch(run_once: Run, tmp_path: pathlib.Path) -> None
             proxy.cut_all()
             await uplink.wait_finished()
             proxy.cut_all(reset=False)
-            assert await uplink.pull() == expected
+            require_same(await uplink.pull(), expected)
             await uplink.close()
 
     run_once(main())
@@ -146,7 +147,7 @@ def test_row_52_black_hole(run_once: Run, tmp_path: pathlib.Path, direction: tup
                 await eventually(lambda: stage.server.connections == 1, 3.0)
             proxy.black_hole(False, *direction)
             await send(uplink, 4, BATCHES)
-            assert await rest(uplink) == expected
+            require_same(await rest(uplink), expected)
 
     run_once(main())
 
@@ -217,7 +218,7 @@ def test_row_54_flapping_link(run_once: Run, tmp_path: pathlib.Path) -> None:
             await send(uplink, 1, BATCHES, pause=0.025)
             flapping.cancel()
             await asyncio.gather(flapping, return_exceptions=True)
-            assert await rest(uplink) == expected
+            require_same(await rest(uplink), expected)
             assert uplink.losses >= 3
             assert received == sorted(received)
 
@@ -241,7 +242,7 @@ def test_row_55_device_moves(run_once: Run, tmp_path: pathlib.Path) -> None:
             where[0] = abroad.address
             home.cut_all()
             await send(uplink, 5, BATCHES)
-            assert await rest(uplink) == expected
+            require_same(await rest(uplink), expected)
             assert (home.connections, abroad.connections) == (1, 1)
 
     run_once(main())
@@ -276,7 +277,7 @@ def test_row_56_two_devices(run_once: Run, tmp_path: pathlib.Path) -> None:
             assert caught.value.code == ErrorCode.SESSION_TAKEN_OVER
             assert dials == 1
             await send(new, 3, BATCHES)
-            assert await rest(new) == expected
+            require_same(await rest(new), expected)
             await old.close()
 
     run_once(main())
@@ -365,7 +366,7 @@ def test_row_53_emulated_link(tmp_path: pathlib.Path, kind: str) -> None:
             server.wait()
             if server.stdout is not None:
                 server.stdout.close()
-    assert result.read_bytes() == expected
+    require_same(result.read_bytes(), expected)
 
 
 def _environment() -> dict[str, str]:

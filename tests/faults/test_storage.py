@@ -26,6 +26,7 @@ from mobillm.spec import SessionSpec
 from mobillm.transport import Address
 from tests.conftest import Run
 from tests.faults.launcher import ServerProcess, launched
+from tests.faults.neighbour import Neighbour
 from tests.faults.proxy import proxied
 from tests.faults.scene import (
     BATCHES,
@@ -41,6 +42,7 @@ from tests.faults.scene import (
     uplink_to,
 )
 from tests.faults.tap import available as is_root_with_tun
+from tests.faults.weights import require_same
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATIENT = Timeouts(
@@ -70,7 +72,7 @@ def test_row_58_lost_acknowledgement(run_once: Run, tmp_path: pathlib.Path) -> N
             proxy.cut_all()
             proxy.black_hole(False, 1)
             await send(uplink, 5, BATCHES)
-            assert await rest(uplink) == expected
+            require_same(await rest(uplink), expected)
             assert stage.log_of(uplink.id) == list(range(1, BATCHES + 1))
 
     run_once(main())
@@ -134,11 +136,12 @@ async def through(server: ServerProcess, disturb: Callable[[], None], what: Sess
     """Train a session while something is done to its server after the third batch."""
     uplink = uplink_to(server.address, what, timeouts=PATIENT, patience=60.0)
     await uplink.start()
-    await send(uplink, 1, 3)
-    await asyncio.to_thread(disturb)
-    assert what.batches is not None
-    await send(uplink, 4, what.batches)
-    assert await rest(uplink) == await undisturbed(what)
+    async with Neighbour(server.address, latency=None):
+        await send(uplink, 1, 3)
+        await asyncio.to_thread(disturb)
+        assert what.batches is not None
+        await send(uplink, 4, what.batches)
+        require_same(await rest(uplink), await undisturbed(what))
     return uplink
 
 
@@ -182,11 +185,12 @@ def test_row_61_killed_in_a_checkpoint(run_once: Run, tmp_path: pathlib.Path, mo
         with launched(tmp_path / "server", DIES_IN_CHECKPOINT % moment) as server:
             uplink = uplink_to(server.address, timeouts=PATIENT, patience=60.0)
             await uplink.start()
-            sending = asyncio.create_task(send(uplink, 1, BATCHES))
-            assert await asyncio.to_thread(server.wait) == -signal.SIGKILL
-            await asyncio.to_thread(server.start)
-            await sending
-            assert await rest(uplink) == expected
+            async with Neighbour(server.address, latency=None):
+                sending = asyncio.create_task(send(uplink, 1, BATCHES))
+                assert await asyncio.to_thread(server.wait) == -signal.SIGKILL
+                await asyncio.to_thread(server.start)
+                await sending
+                require_same(await rest(uplink), expected)
 
     run_once(main())
 
@@ -208,15 +212,16 @@ def test_row_61_killed_over_and_over(tmp_path: pathlib.Path) -> None:
                 await send(uplink, 1, 120, pause=0.1)
                 return await rest(uplink)
 
-            training = asyncio.create_task(train())
-            for _ in range(20):
-                await eventually(lambda: training.done() or uplink.session.connection.is_open, 60.0)
-                await asyncio.sleep(chance.uniform(0.05, 1.0))
-                if training.done():
-                    break
-                server.kill()
-                await asyncio.to_thread(server.start)
-            assert await training == expected
+            async with Neighbour(server.address, latency=None):
+                training = asyncio.create_task(train())
+                for _ in range(20):
+                    await eventually(lambda: training.done() or uplink.session.connection.is_open, 60.0)
+                    await asyncio.sleep(chance.uniform(0.05, 1.0))
+                    if training.done():
+                        break
+                    server.kill()
+                    await asyncio.to_thread(server.start)
+                require_same(await training, expected)
             assert uplink.losses >= 5
 
     asyncio.run(main())
@@ -285,7 +290,7 @@ def test_row_62_failed_sync(
             await again.start()
             assert again.received == 3
             await send(again, 4, BATCHES)
-            assert await rest(again) == expected
+            require_same(await rest(again), expected)
             assert stage.log_of(uplink.id) == list(range(1, BATCHES + 1))
 
     run_once(main())
@@ -312,7 +317,7 @@ def test_row_62_torn_write(run_once: Run, tmp_path: pathlib.Path) -> None:
             await again.start()
             assert again.received == 3
             await send(again, 4, BATCHES)
-            assert await rest(again) == expected
+            require_same(await rest(again), expected)
 
     run_once(main())
 
@@ -333,14 +338,15 @@ def test_row_62_file_limit(run_once: Run, tmp_path: pathlib.Path) -> None:
         with launched(tmp_path / "server", SMALL_FILES) as server:
             uplink = uplink_to(server.address)
             await uplink.start()
-            await until_the_disk_is_full(uplink, 1)
-            await uplink.close()
-            server.kill()
-            await asyncio.to_thread(server.start)
-            again = uplink_to(server.address, session=uplink.id)
-            await again.start()
-            await send(again, again.received + 1, BATCHES)
-            assert await rest(again) == expected
+            async with Neighbour(server.address, latency=None, idle=True):
+                await until_the_disk_is_full(uplink, 1)
+                await uplink.close()
+                server.kill()
+                await asyncio.to_thread(server.start)
+                again = uplink_to(server.address, session=uplink.id)
+                await again.start()
+                await send(again, again.received + 1, BATCHES)
+                require_same(await rest(again), expected)
 
     run_once(main())
 
@@ -359,18 +365,19 @@ def test_row_62_full_disk(run_once: Run, tmp_path: pathlib.Path) -> None:
         with launched(place / "server") as server:
             uplink = uplink_to(server.address)
             await uplink.start()
-            await send(uplink, 1, 3)
-            await uplink.wait_durable()
-            free = os.statvfs(place)
-            (place / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize))
-            await until_the_disk_is_full(uplink, 4)
-            await uplink.close()
-            (place / "ballast").unlink()
-            again = uplink_to(server.address, session=uplink.id)
-            await again.start()
-            assert again.received >= 3
-            await send(again, again.received + 1, BATCHES)
-            assert await rest(again) == expected
+            async with Neighbour(server.address, idle=True):
+                await send(uplink, 1, 3)
+                await uplink.wait_durable()
+                free = os.statvfs(place)
+                (place / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize))
+                await until_the_disk_is_full(uplink, 4)
+                await uplink.close()
+                (place / "ballast").unlink()
+                again = uplink_to(server.address, session=uplink.id)
+                await again.start()
+                assert again.received >= 3
+                await send(again, again.received + 1, BATCHES)
+                require_same(await rest(again), expected)
 
     try:
         run_once(main())
@@ -422,7 +429,7 @@ def test_row_63_damaged_checkpoint(
             again = uplink_to(stage.address, session=name)
             await again.start()
             await send(again, 5, BATCHES)
-            assert await rest(again) == expected
+            require_same(await rest(again), expected)
         assert any("is damaged" in r.message and r.levelno >= logging.ERROR for r in caplog.records)
 
     run_once(main())

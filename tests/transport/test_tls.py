@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from mobillm.errors import ConfigError, ConnectionClosedError
-from mobillm.options import Timeouts
+from mobillm.options import Limits, Timeouts
 from mobillm.protocol import Ping
 from mobillm.transport import Connection, device_context, server_context
 from tests.conftest import Run
@@ -181,3 +181,45 @@ def test_files_that_cannot_be_used(files: Files, tmp_path: pathlib.Path) -> None
             device_context(path)
         with pytest.raises(ConfigError, match=path.name):
             device_context(files.ca, certificate=path)
+
+
+def test_tls_handshakes_under_way_are_bounded(run: Run, files: Files, no_fd_leak: None) -> None:
+    """[H-20] Silent peers take the places of the handshake before TLS too; beyond them they are cut off."""
+
+    async def main() -> None:
+        limits, timeouts = Limits(handshakes=3), Timeouts(handshake=0.4, keepalive=None, drain=1.0)
+        context = server_context(*files.server)
+        async with await server(idle, tls=context, limits=limits, timeouts=timeouts) as far:
+            inside = await device(far, tls=device_context(files.ca))
+            silent = [await asyncio.open_connection("127.0.0.1", far.address.port) for _ in range(12)]
+            endings = [asyncio.create_task(reader.read()) for reader, _ in silent]
+            await asyncio.wait(endings, timeout=0.2)
+            # Three are in the handshake, and three are to be told that there is no room.
+            assert sum(ending.done() for ending in endings) == 6
+            assert far.connections == 1
+            inside.ping()
+            await eventually(lambda: inside.round_trip is not None)
+            await asyncio.gather(*endings, return_exceptions=True)
+            await (await device(far, tls=device_context(files.ca))).close()
+            for _, writer in silent:
+                writer.close()
+            await inside.close()
+            await eventually(lambda: far.connections == 0)
+
+    run(main())
+
+
+def test_a_server_that_stops_does_not_wait_for_tls(run: Run, files: Files, no_fd_leak: None) -> None:
+    """A peer in the TLS handshake is cut off at the bound of the stop, and leaves nothing open."""
+
+    async def main() -> None:
+        timeouts = Timeouts(keepalive=None, drain=0.2)
+        far = await server(idle, tls=server_context(*files.server), timeouts=timeouts)
+        reader, writer = await asyncio.open_connection("127.0.0.1", far.address.port)
+        await asyncio.sleep(0.05)
+        await far.close()
+        async with asyncio.timeout(1.0):
+            assert await reader.read() == b""
+        writer.close()
+
+    run(main())

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from benchmarks.tap import ADDRESS, Link, available, in_namespace
 from mobillm.conformance.samples import tiny_batch
 from mobillm.conformance.wire import frame
 from mobillm.device import Client
@@ -33,7 +34,6 @@ from tests.faults.scene import (
     undisturbed,
     uplink_to,
 )
-from tests.faults.tap import ADDRESS, Link, available, in_namespace
 from tests.faults.weights import require_same
 
 LIVELY = Timeouts(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import pytest
 
+from benchmarks.tap import available as is_root_with_tun
 from mobillm.conformance.samples import tiny_batch
 from mobillm.device.uplink import Uplink
 from mobillm.errors import ErrorCode, RemoteError, StorageError
@@ -41,7 +42,6 @@ from tests.faults.scene import (
     undisturbed,
     uplink_to,
 )
-from tests.faults.tap import available as is_root_with_tun
 from tests.faults.weights import require_same
 
 ROOT = pathlib.Path(__file__).parents[2]

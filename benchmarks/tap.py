@@ -20,12 +20,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-__all__ = ["ADDRESS", "Link", "available", "in_namespace"]
+__all__ = ["ADDRESS", "HEADERS", "NEAR_ADDRESS", "Link", "attach", "available", "in_namespace", "namespaces"]
 
 # <linux/if_tun.h>
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000
 ADDRESS, NEAR_ADDRESS = "10.98.7.2", "10.98.7.1"  # of the far and the near end
-HELD = 2000  # packets
+HEADERS = 66  # bytes of Ethernet, IPv4 and TCP with timestamps
+HELD = 4000  # packets
 
 
 def available() -> bool:
@@ -42,6 +43,24 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
+@contextlib.contextmanager
+def namespaces() -> Iterator[tuple[str, str]]:
+    """Make a near and a far network namespace for the time of the block, and yield their names."""
+    names = (f"mobillm-near-{os.getpid()}", f"mobillm-far-{os.getpid()}")
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            _ip("netns", "add", name)
+            stack.callback(_ip, "netns", "del", name)
+            _ip("-n", name, "link", "set", "lo", "up")
+        yield names
+
+
+def attach(name: str, device: str, address: str) -> None:
+    """Give a network device in a namespace its address and switch it on."""
+    _ip("-n", name, "addr", "add", f"{address}/24", "dev", device)
+    _ip("-n", name, "link", "set", device, "up")
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
     """What happens to the packets, in both directions.
@@ -49,7 +68,7 @@ class Link:
     Attributes:
         delay, jitter: seconds, one way; jitter puts packets out of order.
         loss, dup, corrupt: probability for each packet.
-        rate: bytes per second; 0 lets all pass.
+        rate: bytes of TCP's payload per second; 0 lets all pass.
         seed: of the random source.
 
     """
@@ -65,20 +84,16 @@ class Link:
     @contextlib.contextmanager
     def up(self) -> Iterator[tuple[str, str]]:
         """Yield the names of the near and the far namespace, whose link is up for that time."""
-        names = (f"mobillm-near-{os.getpid()}", f"mobillm-far-{os.getpid()}")
         with contextlib.ExitStack() as stack:
+            names = stack.enter_context(namespaces())
             files = []
-            for number, (name, address) in enumerate(zip(names, (NEAR_ADDRESS, ADDRESS), strict=True)):
-                _ip("netns", "add", name)
-                stack.callback(_ip, "netns", "del", name)
+            for number, name in enumerate(names):
                 device = f"mlm{number}p{os.getpid()}"[:15]
                 file = _tap(device)
                 stack.callback(os.close, file)
                 files.append(file)
                 _ip("link", "set", device, "netns", name)
-                _ip("-n", name, "addr", "add", f"{address}/24", "dev", device)
-                _ip("-n", name, "link", "set", device, "up")
-                _ip("-n", name, "link", "set", "lo", "up")
+                attach(name, device, (NEAR_ADDRESS, ADDRESS)[number])
             over = threading.Event()
             forwarder = threading.Thread(target=self._forward, args=(files[0], files[1], over))
             forwarder.start()
@@ -104,7 +119,7 @@ class Link:
                     packet = _corrupted(packet, source)
                 due = max(busy[file], time.monotonic())
                 if self.rate:
-                    due += len(packet) / self.rate
+                    due += max(0, len(packet) - HEADERS) / self.rate
                     busy[file] = due
                 due += self.delay + source.uniform(-1.0, 1.0) * self.jitter
                 for _ in range(2 if source.random() < self.dup else 1):

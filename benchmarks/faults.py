@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -82,20 +83,30 @@ def run_device(directory: pathlib.Path, port: int, batches: int, pace: float) ->
         return await connect(f"127.0.0.1:{port}", token=TOKEN, timeouts=TIMEOUTS)
 
     async def main() -> None:
-        uplink = Uplink(dial, spec, session=resume.load(spec), keep=1 << 22, patience=None)
+        unfinished = resume.load(spec)
+        uplink = Uplink(
+            dial,
+            spec,
+            session=None if unfinished is None else unfinished.session,
+            equalizers=None if unfinished is None else unfinished.equalizers,
+            keep=1 << 22,
+            patience=None,
+        )
         while True:
             try:
                 await uplink.start()
                 break
             except (ConnectionClosed, TimeoutError):
                 await asyncio.sleep(0.1)
-        resume.save(uplink.id, spec)
+        resume.save(uplink.id, spec, uplink.session.equalizers)
+        uplink.on_equalizers = functools.partial(resume.save, uplink.id, spec)
         for seq in range(uplink.received + 1, batches + 1):
             rng = np.random.default_rng(seq)
             lengths = rng.integers(1, 12, SAMPLES).tolist()
             taps = [rng.standard_normal((sum(lengths), WIDTH)).astype(np.float32) for _ in spec.model.taps]
             batch = await uplink.begin(SAMPLES)
-            for tensor, packed in pack_batch(spec, taps, lengths, rng.integers(0, 2, SAMPLES)).items():
+            targets = rng.integers(0, 2, SAMPLES)
+            for tensor, packed in pack_batch(spec, taps, lengths, targets, uplink.session.packer).items():
                 await uplink.send(batch, tensor, packed)
                 await asyncio.sleep(pace * rng.random())
             await uplink.commit(batch)

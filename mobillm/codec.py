@@ -18,12 +18,68 @@ import numpy.typing as npt
 from . import kernels
 from .errors import ConfigError, QuantizationError
 from .formats import Format
-from .protocol import LENGTHS, TARGETS, TensorHeader, tensor_name
+from .protocol import EQUALIZERS, LENGTHS, TARGETS, TensorHeader, checksum, tensor_name
 from .spec import SessionSpec
 
-__all__ = ["PackedTensor", "check_headers", "pack", "pack_integers", "unpack", "unpack_torch"]
+__all__ = [
+    "Equalizer",
+    "PackedTensor",
+    "calibrate",
+    "check_headers",
+    "pack",
+    "pack_integers",
+    "unpack",
+    "unpack_torch",
+]
 
 Buffer = bytes | bytearray | memoryview
+
+# An equalized value of the sample is at most a quarter of the largest fp16 number: later values, which are
+# larger at times, still fit the fp16 scales of the blocks.
+HEADROOM = 16384.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Equalizer:
+    """The factors that the channels of a tap are divided by before they are packed.
+
+    Args:
+        factors: float16 [width], all positive; must not change any more.
+
+    Raises:
+        ConfigError: the factors are something else.
+
+    """
+
+    factors: npt.NDArray[np.float16]
+
+    def __post_init__(self) -> None:
+        kernels.check_equalizer(self.factors, self.factors.size)
+
+    @property
+    def packed(self) -> PackedTensor:
+        """The factors as the tensor that carries them."""
+        header = TensorHeader(Format.F16, 0, self.factors.shape)
+        return PackedTensor(header, memoryview(self.factors.astype("<f2").tobytes()))
+
+    @property
+    def checksum(self) -> int:
+        """CRC32C of the packed factors, which the headers of equalized tensors name."""
+        return checksum(self.packed.payload)
+
+    @classmethod
+    def unpack(cls, header: TensorHeader, payload: Buffer) -> Equalizer:
+        """Return the equalizer of a packed tensor.
+
+        Raises:
+            ConfigError: the tensor is another one, or a factor is not positive and finite.
+
+        """
+        if header.format is not Format.F16 or len(header.shape) != 1:
+            raise ConfigError(
+                "equalizer", f"{header.format.name.lower()} {list(header.shape)}", "f16 [width]"
+            )
+        return cls(unpack(header, payload).astype(np.float16))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,14 +89,45 @@ class PackedTensor:
     Attributes:
         header: format, block and shape.
         payload: ``header.size`` bytes; must not change any more.
+        equalizer: what the channels were divided by; None: nothing.
 
     """
 
     header: TensorHeader
     payload: memoryview
+    equalizer: Equalizer | None = None
 
 
-def pack(array: Any, fmt: Format, block: int, name: str) -> PackedTensor:
+def calibrate(array: Any, name: str) -> Equalizer | None:
+    """Choose the equalizer of a tap from a sample of its hidden states.
+
+    Args:
+        array: numpy array or torch tensor of floats [tokens, width] with at least one token.
+        name: what the tensor is, for errors.
+
+    Returns:
+        the equalizer (``docs/packed-tensors.md``, P28 and P31); None when a value is not finite or a factor
+        would be too large for fp16.
+
+    Raises:
+        ConfigError: the array has no tokens, or a type that the kernels do not take.
+
+    """
+    try:
+        if _is_torch(array):
+            largest = array.detach().abs().amax(dim=0).float().cpu().numpy()
+        else:
+            largest = np.abs(array).max(axis=0).astype(np.float32)
+        if not (largest <= HEADROOM * float(np.finfo(np.float16).max)).all():
+            return None
+        backend = _torch_backend() if _is_torch(array) else kernels
+        factors = np.asarray(backend.calibrate(array).cpu() if _is_torch(array) else backend.calibrate(array))
+    except ConfigError as exc:
+        raise ConfigError(f"{name}: {exc.field}", exc.value, exc.expected) from None
+    return Equalizer(np.maximum(factors, (largest / np.float32(HEADROOM)).astype(np.float16)))
+
+
+def pack(array: Any, fmt: Format, block: int, name: str, equalizer: Equalizer | None = None) -> PackedTensor:
     """Quantize and pack activations or float targets.
 
     Args:
@@ -48,6 +135,7 @@ def pack(array: Any, fmt: Format, block: int, name: str) -> PackedTensor:
         fmt: packed format.
         block: values per scale, for formats with blocks.
         name: what the tensor is, for errors.
+        equalizer: divides the channels first, for formats with blocks; None divides by nothing.
 
     Raises:
         QuantizationError: a value is not finite, or too large for the format.
@@ -58,15 +146,18 @@ def pack(array: Any, fmt: Format, block: int, name: str) -> PackedTensor:
         raise ConfigError(name, list(array.shape), "a tensor of rank 1 or more with at least one value")
     try:
         if _is_torch(array):
-            packed = _torch_backend().quantize(array, fmt, block).cpu().numpy()
+            factors = None if equalizer is None else _as_torch(equalizer)
+            packed = _torch_backend().quantize(array, fmt, block, equalizer=factors).cpu().numpy()
         else:
-            packed = kernels.quantize(np.asarray(array), fmt, block)
+            numbers = None if equalizer is None else equalizer.factors
+            packed = kernels.quantize(np.asarray(array), fmt, block, equalizer=numbers)
     except QuantizationError as exc:
         raise QuantizationError(exc.reason, exc.position, exc.value, name) from None
     except ConfigError as exc:
         raise ConfigError(f"{name}: {exc.field}", exc.value, exc.expected) from None
-    header = TensorHeader(fmt, block if fmt.is_block else 0, tuple(array.shape))
-    return PackedTensor(header, packed.data.cast("B"))
+    named = None if equalizer is None else equalizer.checksum
+    header = TensorHeader(fmt, block if fmt.is_block else 0, tuple(array.shape), named)
+    return PackedTensor(header, packed.data.cast("B"), equalizer)
 
 
 def pack_integers(values: npt.ArrayLike, name: str) -> PackedTensor:
@@ -86,32 +177,42 @@ def pack_integers(values: npt.ArrayLike, name: str) -> PackedTensor:
     return PackedTensor(TensorHeader(Format.I32, 0, tuple(array.shape)), packed.data.cast("B"))
 
 
-def unpack(header: TensorHeader, payload: Buffer) -> npt.NDArray[Any]:
+def unpack(header: TensorHeader, payload: Buffer, equalizer: Equalizer | None = None) -> npt.NDArray[Any]:
     """Return the array of a packed tensor: float32, or int32 for integers.
+
+    Args:
+        header: the tensor's header.
+        payload: its bytes.
+        equalizer: the one that the header names; None when it names none.
 
     Raises:
         ConfigError: the payload does not have the header's size.
 
     """
-    return kernels.dequantize(payload, header.format, header.shape, header.block or 64)
+    factors = None if equalizer is None else equalizer.factors
+    shape, block = header.shape, header.block or 64
+    return kernels.dequantize(payload, header.format, shape, block, equalizer=factors)
 
 
-def unpack_torch(header: TensorHeader, payload: Buffer, device: Any = "cpu") -> Any:
-    """Return the torch tensor of a packed tensor, unpacked on ``device``.
+def unpack_torch(
+    header: TensorHeader, payload: Buffer, device: Any = "cpu", equalizer: Equalizer | None = None
+) -> Any:
+    """Return the torch tensor of a packed tensor, unpacked on ``device``; else like :func:`unpack`.
 
     The packed bytes travel to the device, not the floats.
     """
-    backend = _torch_backend()
-    return backend.dequantize(payload, header.format, header.shape, header.block or 64, device=device)
+    factors = None if equalizer is None else _as_torch(equalizer)
+    shape, block = header.shape, header.block or 64
+    return _torch_backend().dequantize(payload, header.format, shape, block, device=device, equalizer=factors)
 
 
 def check_headers(spec: SessionSpec, headers: Mapping[int, TensorHeader], samples: int) -> None:
     """Check that a batch's tensors are those that the spec asks for.
 
-    Every tap must be there with the model's width in the spec's format, all taps with the same number of
+    Every tap must be there with the model's width in a format of the spec, all taps with the same number of
     tokens; one length for each sample; one target for each sample, or for each token when the task is
-    ``causal-lm``. Lengths, classes and token ids are ``i32``, the values of a regression ``f32``. One
-    format per session lets batches be cut up and joined again without unpacking them.
+    ``causal-lm``. Lengths, classes and token ids are ``i32``, the values of a regression ``f32``. Where the
+    spec lets taps be equalized, the batch may also hold their equalizers.
 
     Raises:
         ConfigError: something is missing, superfluous or has another shape or format.
@@ -119,19 +220,31 @@ def check_headers(spec: SessionSpec, headers: Mapping[int, TensorHeader], sample
     """
     taps = len(spec.model.taps)
     expected = {*range(taps), LENGTHS, TARGETS}
-    for tensor in sorted(expected ^ set(headers)):
+    optional = {EQUALIZERS + tap for tap in range(taps) if spec.codec.equalize}
+    for tensor in sorted(expected ^ (set(headers) - optional)):
         state = "is missing" if tensor in expected else "was not announced by the spec"
         raise ConfigError(tensor_name(tensor), state, f"exactly {taps} taps, the targets and the lengths")
     tokens = headers[0].shape[0]
-    fmt = Format.parse(spec.codec.format)
-    block = spec.codec.block if fmt.is_block else 0
     for tap in range(taps):
-        wanted = TensorHeader(fmt, block, (tokens, spec.model.hidden_size))
-        _expect(headers[tap], wanted, tensor_name(tap))
+        _check_tap(spec, headers[tap], tokens, tensor_name(tap))
+    for tensor in optional & set(headers):
+        _expect(headers[tensor], TensorHeader(Format.F16, 0, (spec.model.hidden_size,)), tensor_name(tensor))
     _expect(headers[LENGTHS], TensorHeader(Format.I32, 0, (samples,)), "lengths")
     targets = tokens if spec.task == "causal-lm" else samples
     plain = Format.F32 if spec.task == "regression" else Format.I32
     _expect(headers[TARGETS], TensorHeader(plain, 0, (targets,)), "targets")
+
+
+def _check_tap(spec: SessionSpec, header: TensorHeader, tokens: int, name: str) -> None:
+    formats = spec.codec.formats
+    fmt = header.format if header.format in formats else Format.parse(spec.codec.format)
+    _expect(
+        header,
+        TensorHeader(fmt, spec.codec.block if fmt.is_block else 0, (tokens, spec.model.hidden_size)),
+        name,
+    )
+    if header.equalizer is not None and not spec.codec.equalize:
+        raise ConfigError(name, "equalized", "a tensor that is not: codec.equalize is false")
 
 
 def _expect(header: TensorHeader, wanted: TensorHeader, name: str) -> None:
@@ -146,6 +259,10 @@ def _is_torch(array: object) -> bool:
     # A tensor can only exist once torch was imported, so this never imports it.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _as_torch(equalizer: Equalizer) -> Any:
+    return _torch_backend().torch.from_numpy(equalizer.factors)
 
 
 def _torch_backend() -> Any:

@@ -224,16 +224,32 @@ class CodecSpec(_Record):
     Attributes:
         format: name of a packed format, for example ``asym4``.
         block: values that share a scale; 32, 64 or 128.
+        equalize: whether taps in a block format may be divided by one factor per channel first.
+        bits: widths of codes among which the device chooses for each tap anew, strictly ascending, from
+            2 to 8; empty: ``format`` alone. ``format`` is an ``asym`` format of one of them, then.
 
     """
 
     format: str = "asym4"
     block: int = 64
+    equalize: bool = True
+    bits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if Format.parse(self.format) is Format.I32:
+        fmt = Format.parse(self.format)
+        if fmt is Format.I32:
             raise ConfigError("codec.format", self.format, "a format for activations")
         _check(self.block in BLOCKS, "codec.block", self.block, "32, 64 or 128")
+        ascending = all(a < b for a, b in zip(self.bits, self.bits[1:], strict=False))
+        inside = not self.bits or (self.bits[0] >= 2 and self.bits[-1] <= 8)
+        _check(ascending and inside, "codec.bits", list(self.bits), "widths from 2 to 8, strictly ascending")
+        fits = not self.bits or (fmt.is_asym and fmt.bits in self.bits)
+        _check(fits, "codec.format", self.format, f"an asym format of codec.bits = {list(self.bits)}")
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """Formats that a tap may have, from the smallest to the largest."""
+        return tuple(Format.parse(f"asym{bits}") for bits in self.bits) or (Format.parse(self.format),)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from mobillm.codec import check_headers, pack, pack_integers, unpack, unpack_torch
+from mobillm.codec import Equalizer, calibrate, check_headers, pack, pack_integers, unpack, unpack_torch
 from mobillm.errors import ConfigError, QuantizationError
 from mobillm.formats import Format
-from mobillm.protocol import LENGTHS, TARGETS, TensorHeader
+from mobillm.protocol import EQUALIZERS, LENGTHS, TARGETS, TensorHeader
 from mobillm.spec import CodecSpec
 from tests.sessions import spec
 
@@ -115,3 +117,64 @@ def test_missing_headers() -> None:
         rest = {number: header for number, header in good().items() if number != tensor}
         with pytest.raises(ConfigError, match="is missing"):
             check_headers(spec(codec=CodecSpec(format="asym4", block=32)), rest, 3)
+
+
+def test_widths_of_the_list() -> None:
+    """[B-40] Each tap has one of the widths, all with the same block; nothing else passes."""
+    what = spec(codec=CodecSpec(format="asym4", block=32, bits=(2, 4, 8)))
+    for one in (Format.ASYM2, Format.ASYM8):
+        check_headers(what, {**good(), 1: TensorHeader(one, 32, (9, 16))}, 3)
+        with pytest.raises(ConfigError, match="tap 1"):
+            check_headers(spec(), {**good(), 1: TensorHeader(one, 32, (9, 16))}, 3)
+    for wrong in (
+        TensorHeader(Format.ASYM3, 32, (9, 16)),
+        TensorHeader(Format.NF4, 32, (9, 16)),
+        TensorHeader(Format.ASYM2, 64, (9, 16)),
+        TensorHeader(Format.F16, 0, (9, 16)),
+    ):
+        with pytest.raises(ConfigError, match="tap 1"):
+            check_headers(what, {**good(), 1: wrong}, 3)
+
+
+def test_equalizers_of_the_spec() -> None:
+    """[B-35] [B-37] Those of the spec's taps may be there, as fp16 numbers of the model's width."""
+    factors = TensorHeader(Format.F16, 0, (16,))
+    check_headers(spec(), {**good(), EQUALIZERS: factors, EQUALIZERS + 1: factors}, 3)
+    for number, header in (
+        (EQUALIZERS + 2, factors),
+        (EQUALIZERS, TensorHeader(Format.F16, 0, (15,))),
+        (EQUALIZERS, TensorHeader(Format.F32, 0, (16,))),
+        (EQUALIZERS, TensorHeader(Format.F16, 0, (1, 16))),
+    ):
+        with pytest.raises(ConfigError, match="equalizer of tap"):
+            check_headers(spec(), {**good(), number: header}, 3)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_calibration(kind: str) -> None:
+    """[P28] [P31] The root of the median, but never so small that the largest value leaves fp16."""
+    x = np.random.default_rng(1).standard_normal((51, 4)).astype(np.float32) * np.array(
+        [1, 100, 0, 1], np.float32
+    )
+    x[7, 3] = 40000.0
+    equalizer = calibrate(x if kind == "numpy" else torch.from_numpy(x), "x")
+    assert equalizer is not None
+    expected = np.sqrt(np.maximum(np.median(np.abs(x), axis=0), np.float32(1e-3))).astype(np.float16)
+    expected[3] = np.float16(40000.0 / 16384.0)
+    assert equalizer.factors.tobytes() == expected.tobytes()
+    for value in (np.nan, np.inf, 3e38):
+        x[7, 3] = value
+        assert calibrate(x if kind == "numpy" else torch.from_numpy(x), "x") is None
+    with pytest.raises(ConfigError, match=r"tap 3: x\.dtype"):
+        calibrate(np.ones((3, 4)), "tap 3")
+
+
+def test_equalizers_that_are_none() -> None:
+    """Another type, rank or value is refused."""
+    wrong: list[Any] = [np.ones(4, np.float32), np.ones((2, 2), np.float16), np.zeros(4, np.float16)]
+    for factors in wrong:
+        with pytest.raises(ConfigError, match="equalizer"):
+            Equalizer(factors)
+    header = TensorHeader(Format.F32, 0, (4,))
+    with pytest.raises(ConfigError, match=r"equalizer is 'f32 \[4\]'; expected f16"):
+        Equalizer.unpack(header, bytes(16))

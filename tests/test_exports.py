@@ -9,7 +9,17 @@ import pytest
 
 import mobillm.protocol
 
-CONSTANTS = ["CONNECTION", "HEADER_SIZE", "LENGTHS", "MAX_META", "MESSAGES", "STREAM", "TARGETS", "VERSION"]
+CONSTANTS = [
+    "CONNECTION",
+    "EQUALIZERS",
+    "HEADER_SIZE",
+    "LENGTHS",
+    "MAX_META",
+    "MESSAGES",
+    "STREAM",
+    "TARGETS",
+    "VERSION",
+]
 CLASSES = [
     "Abort", "Ack", "Auth", "Blob", "Bye", "Challenge", "Commit", "Credit", "Data", "Detach",
     "Endpoint", "Error", "Eval", "Evaluated", "Finish", "Finished", "Frame", "FrameBuffer", "FrameType",

@@ -10,6 +10,7 @@ import msgpack
 import pytest
 
 from mobillm.errors import ConfigError
+from mobillm.formats import Format
 from mobillm.protocol import FrameBuffer, Open, decode_message
 from mobillm.spec import CodecSpec, ModelSpec, OptimizerSpec, SessionSpec, SideSpec
 from tests.helpers import make_spec, wire_bytes
@@ -159,6 +160,9 @@ CASES: list[tuple[Record, str, list[Any], list[Any]]] = [
     (OptimizerSpec(), "ema", [0.0, 0.999], [-0.1, 1.0, math.nan]),
     (CodecSpec(), "format", ["f32", "bf16", "asym2", "nf4"], ["i32", "asym9", ""]),
     (CodecSpec(), "block", [32, 64, 128], [0, 16, 256]),
+    (CodecSpec(), "equalize", [True, False], []),
+    (CodecSpec(), "bits", [(), (4,), (2, 4), (2, 3, 4, 5, 6, 7, 8)], [(1, 4), (4, 9), (4, 2), (4, 4), (3,)]),
+    (CodecSpec(format="nf4"), "bits", [()], [(4,)]),
     (CLASSIFICATION, "task", ["classification"], ["regression", "causal-lm", "ranking"]),
     (CLASSIFICATION, "outputs", [2, 1 << 22], [0, 1, (1 << 22) + 1]),
     (CLASSIFICATION, "epochs", [1, 10_000], [0, 10_001]),
@@ -198,3 +202,9 @@ def test_number_of_taps() -> None:
     ModelSpec(name="m", hidden_size=8, layers=1024, taps=tuple(range(1000)))
     with pytest.raises(ConfigError, match="1 to 1000 layer numbers"):
         ModelSpec(name="m", hidden_size=8, layers=1024, taps=tuple(range(1001)))
+
+
+def test_formats_of_a_codec() -> None:
+    """[B-40] One format, or one for each width of the list."""
+    assert CodecSpec(format="nf4").formats == (Format.NF4,)
+    assert CodecSpec(bits=(2, 4, 8)).formats == (Format.ASYM2, Format.ASYM4, Format.ASYM8)

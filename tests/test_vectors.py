@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mobillm import kernels
+from mobillm.codec import Equalizer, pack, unpack, unpack_torch
 from mobillm.errors import (
     ConfigError,
     ConnectionClosed,
@@ -34,6 +35,7 @@ from mobillm.protocol import (
     FrameType,
     Message,
     Ping,
+    TensorHeader,
     decode_message,
     derive_key,
 )
@@ -116,7 +118,7 @@ def test_every_type_has_vectors_of_both_sizes() -> None:
 
 @pytest.mark.parametrize("case", cases("frames"))
 def test_frames(case: Case) -> None:
-    """[F-12] [D-1] to [D-73] Bytes give the fields, at both ends of their ranges; fields give the bytes."""
+    """[F-12] [D-1] to [D-74] Bytes give the fields, at both ends of their ranges; fields give the bytes."""
     data, expected = bytes.fromhex(case["bytes"]), message_of(case)
     (frame,) = read(data)
     message = decode_message(frame)
@@ -283,6 +285,25 @@ def torch_dequantize(data: bytes, fmt: Format, shape: list[int], block: int) -> 
 
 
 BACKENDS = {"numpy": (numpy_quantize, numpy_dequantize), "torch": (torch_quantize, torch_dequantize)}
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("case", cases("tensors-equalized"))
+def test_equalized_tensors(case: Case, kind: str) -> None:
+    """[P28] [P29] [P30] [B-36] Divided, packed, unpacked and multiplied, bit by bit; and the checksum."""
+    factors = bytes.fromhex(case["equalizer"])
+    equalizer = Equalizer.unpack(TensorHeader(Format.F16, 0, (len(factors) // 2,)), factors)
+    assert bytes(equalizer.packed.payload) == factors
+    assert equalizer.checksum == case["checksum"]
+    values: Any = array_of(case, case["values"]).copy()
+    packed = pack(
+        values if kind == "numpy" else torch.from_numpy(values), Format(case["code"]), 32, "x", equalizer
+    )
+    assert bytes(packed.payload).hex() == case["bytes"]
+    assert packed.header.equalizer == case["checksum"]
+    read = unpack if kind == "numpy" else unpack_torch
+    decoded = np.asarray(read(packed.header, bytes.fromhex(case["bytes"]), equalizer=equalizer))
+    assert decoded.tobytes() == array_of(case, case["decoded"]).tobytes()
 
 
 def array_of(case: Case, digits: str) -> Array:

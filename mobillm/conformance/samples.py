@@ -47,6 +47,7 @@ class Tensor:
         number: of the tensor in the batch.
         format, block, shape: what the first part states.
         payload: the packed bytes.
+        equalizer: what the first part states; None: nothing.
 
     """
 
@@ -55,6 +56,7 @@ class Tensor:
     block: int
     shape: tuple[int, ...]
     payload: bytes
+    equalizer: int | None = None
 
     def parts(self, seq: int, *, stream: int = 1, size: int = 1 << 16) -> list[bytes]:
         """Return the DATA frames, with at most ``size`` bytes of payload each."""
@@ -63,6 +65,7 @@ class Tensor:
             values: dict[str, Any] = {"tensor": self.number, "offset": offset}
             if offset == 0:
                 values |= {"format": self.format, "block": self.block, "shape": list(self.shape)}
+                values |= {} if self.equalizer is None else {"equalizer": self.equalizer}
             payload = self.payload[offset : offset + size]
             frames.append(frame(FrameType.DATA, values, payload, stream=stream, seq=seq))
         return frames

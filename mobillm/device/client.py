@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from ..codec import Equalizer
 from ..errors import (
     ConfigError,
     ConnectionClosed,
@@ -75,13 +76,22 @@ class Client:
         """
         return await self._open(spec, Open(stream=self._free_stream(), spec=spec.to_map()), blobs)
 
-    async def attach(self, session: bytes, spec: SessionSpec, *, blobs: Iterable[bytes] = ()) -> Session:
+    async def attach(
+        self,
+        session: bytes,
+        spec: SessionSpec,
+        *,
+        blobs: Iterable[bytes] = (),
+        equalizers: Mapping[int, tuple[int, Equalizer]] | None = None,
+    ) -> Session:
         """Come back to a session.
 
         Args:
             session: its 16 bytes, :attr:`Session.id`.
             spec: the spec it was started with.
             blobs: content that the spec names; sent only if the server still lacks it.
+            equalizers: :attr:`Session.equalizers` of earlier connections; None: they are not known, and
+                taps are packed as they are if the server has any batch.
 
         Raises:
             RemoteError: there is no such session.
@@ -89,7 +99,10 @@ class Client:
             TimeoutError: no answer within ``timeouts.request``.
 
         """
-        return await self._open(spec, Open(stream=self._free_stream(), session=session), blobs)
+        found = await self._open(spec, Open(stream=self._free_stream(), session=session), blobs)
+        if equalizers is not None:
+            found.recall(equalizers)
+        return found
 
     def _free_stream(self) -> int:
         limit = self.connection.endpoint.limits.streams

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import hashlib
 import logging
 import pathlib
@@ -188,11 +189,13 @@ async def finetune_async(
 
     output = options.get("output")
     resume = None if output is None else Resume(output / SESSION_FILE, job.digest())
+    unfinished = None if resume is None else resume.load(job.spec)
     uplink = Uplink(
         dial,
         job.spec,
         blobs=[] if job.head is None else [job.head],
-        session=None if resume is None else resume.load(job.spec),
+        session=None if unfinished is None else unfinished.session,
+        equalizers=None if unfinished is None else unfinished.equalizers,
         keep=limits.queue,
         patience=timeouts.reconnect,
     )
@@ -201,7 +204,8 @@ async def finetune_async(
         if uplink.received:
             logger.warning("= going on after batch %d of %d", uplink.received, len(job.batches))
         if resume is not None:
-            resume.save(uplink.id, job.spec)
+            resume.save(uplink.id, job.spec, uplink.session.equalizers)
+            uplink.on_equalizers = functools.partial(resume.save, uplink.id, job.spec)
         pipeline = Pipeline(backbone, uplink, queue=limits.queue, trace=trace)
         watch = Watch(uplink, pipeline, trace)
         reporter = asyncio.create_task(_report(watch, uplink, job, on_progress))

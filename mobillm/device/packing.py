@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..formats import Format
 from ..protocol import LENGTHS, TARGETS
 from ..spec import SessionSpec
+from .taps import TapPacker
 
 __all__ = ["pack_batch", "pack_targets"]
 
@@ -22,15 +23,17 @@ def pack_batch(
     taps: Sequence[npt.NDArray[Any]],
     lengths: Sequence[int],
     targets: npt.ArrayLike,
+    packer: TapPacker | None = None,
 ) -> dict[int, PackedTensor]:
-    """Pack the tensors of one batch and check them against the spec; see :meth:`mobillm.Session.submit`."""
-    fmt = Format.parse(spec.codec.format)
+    """Pack the tensors of one batch and check them against the spec; see :meth:`mobillm.Session.submit`.
+
+    The packer is that of the session; None packs the taps as they are.
+
+    """
+    packer = packer or TapPacker(spec, None)
     tensors = {LENGTHS: pack_integers(list(lengths), "lengths"), TARGETS: pack_targets(spec, targets)}
     for index, tap in enumerate(taps):
-        name = f"tap {index}"
-        if index < len(spec.model.taps):
-            name = f"tap {index} (layer {spec.model.taps[index]})"
-        tensors[index] = pack(tap, fmt, spec.codec.block, name)
+        tensors[index] = packer.pack(index, tap)
     check_headers(spec, {tensor: packed.header for tensor, packed in tensors.items()}, len(lengths))
     tokens = tensors[0].header.shape[0]
     if min(lengths) < 1 or sum(lengths) != tokens:

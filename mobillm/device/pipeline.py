@@ -14,8 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ..codec import PackedTensor, pack, pack_integers
-from ..formats import Format
+from ..codec import PackedTensor, pack_integers
 from ..protocol import LENGTHS, TARGETS, tensor_name
 from .handover import Handover, HandoverClosed
 from .packing import pack_targets
@@ -96,7 +95,7 @@ class Pipeline:
         self._uplink = uplink
         self._trace = trace
         self._handover: Handover[_Item] = Handover(queue)
-        self._format = Format.parse(uplink.spec.codec.format)
+        self._packer = uplink.session.packer
         self._since = 0.0  # when the compute thread last began to compute
         self._seq = uplink.received  # number of the batch under way in the compute thread
 
@@ -159,9 +158,7 @@ class Pipeline:
 
     def _on_tap(self, index: int, hidden: Tensor) -> None:
         start = time.monotonic()
-        layer = self._uplink.spec.model.taps[index]
-        name = f"{tensor_name(index)} (layer {layer})"
-        packed = pack(hidden, self._format, self._uplink.spec.codec.block, name)
+        packed = self._packer.pack(index, hidden)
         self._trace.add("device", "compute", "quantize", start, time.monotonic() - start, self._seq)
         self._put_tensor(index, packed)
 

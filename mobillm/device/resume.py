@@ -6,18 +6,37 @@ import dataclasses
 import json
 import os
 import pathlib
+import types
+from collections.abc import Mapping
 
+import numpy as np
+
+from ..codec import Equalizer
 from ..errors import DataError
 from ..spec import SessionSpec
 
-__all__ = ["Resume"]
+__all__ = ["Resume", "Unfinished"]
 
 _ID_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A session that can go on.
+
+    Attributes:
+        session: its id.
+        equalizers: those that were sent in it, see :attr:`mobillm.Session.equalizers`.
+
+    """
+
+    session: bytes
+    equalizers: Mapping[int, tuple[int, Equalizer]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Resume:
-    """A small file beside the result: the session's id, its spec and the digest of its data.
+    """A small file beside the result: the session's id, spec and equalizers, and the digest of its data.
 
     Args:
         path: the file; it never leaves the device.
@@ -28,8 +47,8 @@ class Resume:
     path: pathlib.Path
     data: str
 
-    def load(self, spec: SessionSpec) -> bytes | None:
-        """Return the id of the unfinished session; None when there is none.
+    def load(self, spec: SessionSpec) -> Unfinished | None:
+        """Return the unfinished session; None when there is none.
 
         Args:
             spec: what is to be trained now.
@@ -44,25 +63,46 @@ class Resume:
             if len(session) != _ID_BYTES:
                 raise ValueError(f"the session's id has {len(session)} bytes, expected {_ID_BYTES}")
             found = SessionSpec.from_map(content["spec"])
+            equalizers = {
+                int(tap): (
+                    int(seq),
+                    Equalizer(np.frombuffer(bytes.fromhex(factors), "<f2").astype(np.float16)),
+                )
+                for tap, (seq, factors) in content["equalizers"].items()
+            }
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise DataError(f"{self.path} cannot be read ({exc}); delete it to start anew") from exc
         if found != spec or content.get("data") != self.data:
             raise DataError(
                 f"{self.path} is of an unfinished session with other options or data; "
                 "repeat those to go on with it, or delete the file to start anew"
             )
-        return session
+        return Unfinished(session, equalizers)
 
-    def save(self, session: bytes, spec: SessionSpec) -> None:
+    def save(
+        self,
+        session: bytes,
+        spec: SessionSpec,
+        equalizers: Mapping[int, tuple[int, Equalizer]] = types.MappingProxyType({}),
+    ) -> None:
         """Remember a session; the file is whole or absent.
 
         Raises:
             DataError: the file cannot be written.
 
         """
-        content = json.dumps({"session": session.hex(), "data": self.data, "spec": spec.to_map()})
+        content = json.dumps(
+            {
+                "session": session.hex(),
+                "data": self.data,
+                "spec": spec.to_map(),
+                "equalizers": {
+                    tap: [seq, equalizer.packed.payload.hex()] for tap, (seq, equalizer) in equalizers.items()
+                },
+            }
+        )
         beside = self.path.with_name(self.path.name + ".new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from ..codec import PackedTensor, check_headers
+from ..codec import Equalizer, PackedTensor, check_headers
 from ..errors import (
     ConfigError,
     ErrorCode,
@@ -22,6 +22,7 @@ from ..errors import (
     RemoteProtocolError,
 )
 from ..protocol import (
+    EQUALIZERS,
     Abort,
     Ack,
     Blob,
@@ -45,6 +46,7 @@ from ..protocol import (
 from ..spec import SessionSpec
 from ..transport import Connection
 from .packing import pack_batch
+from .taps import TapPacker
 
 __all__ = ["Batch", "Session"]
 
@@ -59,18 +61,20 @@ class Batch:
 
     Attributes:
         seq: the batch's number.
+        equalizers: those that it brings to the server, by tap, each with this batch's number.
 
     """
 
     def __init__(self, session: Session, seq: int, samples: int, heldout: bool) -> None:
         self.seq = seq
+        self.equalizers: dict[int, tuple[int, Equalizer]] = {}
         self._session = session
         self._samples = samples
         self._heldout = heldout
         self._headers: dict[int, TensorHeader] = {}
 
     async def send(self, tensor: int, packed: PackedTensor) -> None:
-        """Send one tensor in parts, as credit and the link allow.
+        """Send one tensor in parts, as credit and the link allow; its equalizer first if the server lacks it.
 
         Cancelling leaves the batch unfinished; :meth:`abort` it before the next one begins.
 
@@ -85,6 +89,9 @@ class Batch:
         """
         session = self._session
         session.check()
+        if packed.equalizer is not None and tensor not in session.equalizers | self.equalizers:
+            self.equalizers[tensor] = (self.seq, packed.equalizer)
+            await self.send(EQUALIZERS + tensor, packed.equalizer.packed)
         header = packed.header
         chunk = session.connection.endpoint.limits.chunk
         for offset in range(0, header.size, chunk):
@@ -98,6 +105,7 @@ class Batch:
                     format=int(header.format) if first else None,
                     block=header.block if first else None,
                     shape=header.shape if first else None,
+                    equalizer=header.equalizer if first else None,
                     payload=packed.payload[offset : offset + chunk],
                 )
             )
@@ -128,6 +136,7 @@ class Batch:
             )
         )
         session.sent = self.seq
+        session.equalizers |= self.equalizers
 
     def abort(self) -> None:
         """Give the batch up; its number is used again."""
@@ -144,6 +153,9 @@ class Session:
         id: 16 bytes that name the session; an app keeps them to come back later.
         sent: number of the last batch that was sent whole.
         received, durable, applied: the server's acknowledgements, see ``docs/protocol.md``.
+        equalizers: those that the server has, by tap, each with the number of the batch that brought it; an
+            app that comes back later hands them to :meth:`Client.attach`.
+        packer: packs the taps of this session.
         metrics: the server's last METRICS; None before the first.
         finished: the server's FINISHED; None before it.
         on_metrics: called with each METRICS on the event loop; None calls nobody.
@@ -159,11 +171,15 @@ class Session:
         self.durable = opened.durable
         self.applied = opened.applied
         self.sent = opened.received
+        self.equalizers: dict[int, tuple[int, Equalizer]] = {}
+        # A session that has batches may have equalizers that we do not know: taps go as they are then.
+        self.packer = TapPacker(spec, None if opened.received else {})
         self.metrics: Metrics | None = None
         self.finished: Finished | None = None
         self.on_metrics: Callable[[Metrics], None] | None = None
         self._failed: MobiLLMError | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self._packing = asyncio.Lock()  # batches are packed in the order in which they are sent
         self._sending = asyncio.Lock()  # batches go one after another, FINISH after them
         self._asking = asyncio.Lock()  # one question at a time: the server bounds how many wait
         self._complete = opened.finished
@@ -175,6 +191,11 @@ class Session:
         self._stored: set[bytes] = set()
         self._leaving = False
         self._detached = False
+
+    def recall(self, equalizers: Mapping[int, tuple[int, Equalizer]]) -> None:
+        """Go on with the equalizers of earlier connections, as far as the server has received them."""
+        self.equalizers = {tap: item for tap, item in equalizers.items() if item[0] <= self.received}
+        self.packer = TapPacker(self.spec, {tap: item[1] for tap, item in self.equalizers.items()})
 
     # Sending batches.
 
@@ -226,9 +247,21 @@ class Session:
             ConnectionClosed: the connection is gone.
 
         """
-        tensors = await asyncio.to_thread(pack_batch, self.spec, taps, lengths, targets)
+        async with self._packing:
+            tensors = await asyncio.to_thread(pack_batch, self.spec, taps, lengths, targets, self.packer)
+            if any(packed.equalizer and tap not in self.equalizers for tap, packed in tensors.items()):
+                # What calibrated the equalizers is on its way before anything else relies on them.
+                try:
+                    return await self._submit(tensors, len(lengths), heldout)
+                except BaseException:
+                    known = {tap: item[1] for tap, item in self.equalizers.items()}
+                    self.packer = TapPacker(self.spec, known)
+                    raise
+        return await self._submit(tensors, len(lengths), heldout)
+
+    async def _submit(self, tensors: Mapping[int, PackedTensor], samples: int, heldout: bool) -> int:
         async with self._sending:
-            batch = self.begin(len(lengths), heldout=heldout)
+            batch = self.begin(samples, heldout=heldout)
             try:
                 for tensor, packed in tensors.items():
                     await batch.send(tensor, packed)

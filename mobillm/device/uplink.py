@@ -15,10 +15,10 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
-from ..codec import PackedTensor
+from ..codec import Equalizer, PackedTensor
 from ..errors import (
     ConnectionClosed,
     ErrorCode,
@@ -32,11 +32,12 @@ from ..spec import SessionSpec
 from .client import Client
 from .session import Batch, Session
 
-__all__ = ["KeptBatch", "Uplink"]
+__all__ = ["Equalizers", "KeptBatch", "Uplink"]
 
 logger = logging.getLogger("mobillm.device")
 
 T = TypeVar("T")
+Equalizers = Mapping[int, tuple[int, Equalizer]]  # see Session.equalizers
 Dial = Callable[[], Awaitable[Client]]
 
 # Full jitter (between 0 and the bound), so that many devices do not come back at once.
@@ -78,12 +79,15 @@ class Uplink:
         spec: what to train.
         blobs: content that the spec names; sent only if the server lacks it.
         session: id of a session that exists; None starts one.
+        equalizers: those that a device which was stopped had sent in that session; None: not known.
         keep: packed bytes that may be kept; sending waits for the server's disk beyond that.
         patience: seconds after a loss in which connecting is tried again; 0 gives up at once, None never.
 
     Attributes:
         metrics: the server's last METRICS; None before the first.
         on_metrics: called with each METRICS on the event loop; None calls nobody.
+        on_equalizers: called in a thread with the session's equalizers before a batch with new ones is
+            complete, so that they can be stored; None calls nobody.
         losses: how many connections were lost.
         resent: how many batches were sent again, whole or in part.
 
@@ -96,6 +100,7 @@ class Uplink:
         *,
         blobs: Iterable[bytes] = (),
         session: bytes | None = None,
+        equalizers: Equalizers | None = None,
         keep: int,
         patience: float | None,
     ) -> None:
@@ -104,9 +109,11 @@ class Uplink:
         self.resent = 0
         self.metrics: Metrics | None = None
         self.on_metrics: Callable[[Metrics], None] | None = None
+        self.on_equalizers: Callable[[Equalizers], None] | None = None
         self._dial = dial
         self._blobs = list(blobs)
         self._id = session
+        self._equalizers = {} if session is None else equalizers
         self._keep = keep
         self._patience = patience
         self._client: Client | None = None
@@ -184,9 +191,12 @@ class Uplink:
             ConnectionClosed: the connection was lost, and patience with it.
 
         """
+        assert self._open_batch is not None  # a batch has tensors
+        new = self._open_batch.equalizers
+        if new and self.on_equalizers is not None:
+            await asyncio.to_thread(self.on_equalizers, self.session.equalizers | new)
         batch.whole = True
         try:
-            assert self._open_batch is not None  # a batch has tensors
             await self._open_batch.commit()
             self._open_batch = None
         except ConnectionClosed as exc:
@@ -248,12 +258,17 @@ class Uplink:
             if self._id is None:
                 session = await client.open(self.spec, blobs=self._blobs)
             else:
-                session = await client.attach(self._id, self.spec, blobs=self._blobs)
+                if self._session is not None and self._equalizers is not None:
+                    self._equalizers = self._session.equalizers
+                session = await client.attach(
+                    self._id, self.spec, blobs=self._blobs, equalizers=self._equalizers
+                )
         except BaseException:
             await client.close()
             raise
         if self._session is not None:
             self._sent_before += self._session.connection.bytes_sent
+            session.packer = self._session.packer  # what is kept was packed by it
         self._client, self._session, self._id = client, session, session.id
         session.on_metrics = self._note
         client.connection.ping()  # for the offset of the clocks

@@ -30,10 +30,11 @@ from .session import (
     Weights,
 )
 from .state import CONNECTION, STREAM, Phase, Role, StreamPhase
-from .tensors import LENGTHS, TARGETS, TensorHeader, tensor_name
+from .tensors import EQUALIZERS, LENGTHS, TARGETS, TensorHeader, checksum, tensor_name
 
 __all__ = [
     "CONNECTION",
+    "EQUALIZERS",
     "HEADER_SIZE",
     "LENGTHS",
     "MAX_META",
@@ -78,6 +79,7 @@ __all__ = [
     "TensorHeader",
     "Weights",
     "Welcome",
+    "checksum",
     "decode_message",
     "derive_key",
     "encode_frame",

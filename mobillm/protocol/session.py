@@ -12,7 +12,7 @@ from ..formats import MAX_RANK, Format
 from .frames import FrameType
 from .message import COUNT, SENTENCE, SEQ, SIZE, Message, buffer, wire
 from .schema import boolean, integer, items, mapping, number, octets, optional
-from .tensors import LENGTHS, MAX_DIMENSION, TensorHeader
+from .tensors import EQUALIZERS, LAST_TENSOR, LENGTHS, MAX_DIMENSION, TARGETS, TensorHeader, is_tensor
 
 __all__ = [
     "Abort",
@@ -117,19 +117,23 @@ class Data(Message):
     """Part of one packed tensor of batch ``seq``; charged.
 
     Attributes:
-        tensor: number of the tap in the spec, or 1000 for the targets, 1001 for the lengths.
+        tensor: number of the tap in the spec, or 1000 for the targets, 1001 for the lengths, 2000 + k for
+            the equalizer of tap k.
         offset: where ``payload`` belongs in the packed tensor; parts come in order.
         format, block, shape: the tensor's header, in its first part only.
+        equalizer: CRC32C of the packed equalizer that a tap was divided by, in its first part only; None:
+            it was not equalized.
 
     """
 
     type = FrameType.DATA
     has_seq = True
-    tensor: int = wire(integer(0, LENGTHS))
+    tensor: int = wire(integer(0, LAST_TENSOR))
     offset: int = wire(SIZE)
     format: int | None = wire(optional(integer(0, 255)), None)
     block: int | None = wire(optional(integer(0, 255)), None)
     shape: tuple[int, ...] | None = wire(optional(items(integer(1, MAX_DIMENSION), MAX_RANK, 1)), None)
+    equalizer: int | None = wire(optional(COUNT), None)
     payload: bytes | memoryview = wire(buffer)
 
     def _check(self) -> None:
@@ -140,6 +144,10 @@ class Data(Message):
             raise ValueError("DATA must hold the tensor's header in the first part only")
         if not self.seq or not len(self.payload):
             raise ValueError("DATA must have a batch number and a payload that is not empty")
+        if not is_tensor(self.tensor):
+            raise ValueError(f"DATA.tensor must be below {LENGTHS + 1} or above {EQUALIZERS - 1}")
+        if self.equalizer is not None and (self.shape is None or self.tensor >= TARGETS):
+            raise ValueError("DATA must hold an equalizer in the first part of a tap only")
         if self.shape is not None:
             self.header()
 
@@ -151,7 +159,7 @@ class Data(Message):
             code = Format(self.format)
         except ValueError:
             raise ValueError("DATA.format must be a known packed format") from None
-        return TensorHeader(code, self.block, self.shape)
+        return TensorHeader(code, self.block, self.shape, self.equalizer)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +177,7 @@ class Commit(Message):
 
     type = FrameType.COMMIT
     has_seq = True
-    tensors: int = wire(integer(1, LENGTHS + 1))
+    tensors: int = wire(integer(1, LENGTHS + 1 + LAST_TENSOR + 1 - EQUALIZERS))
     size: int = wire(integer(1, 2**48))
     checksum: int = wire(COUNT)
     samples: int = wire(integer(1, 2**31 - 1))

@@ -1,7 +1,8 @@
 """Headers of packed tensors: what is in a payload and exactly how long it is.
 
 ``docs/packed-tensors.md``. Which tensors a batch may hold is a closed list: the
-taps, the targets and the lengths. No text, no input ids and no attention mask are among them.
+taps, the targets, the lengths and the equalizers of the taps. No text, no input ids and no attention mask
+are among them.
 """
 
 from __future__ import annotations
@@ -9,14 +10,37 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import crc32c
+
 from ..formats import BLOCKS, MAX_RANK, Format, packed_size
 
-__all__ = ["LENGTHS", "TARGETS", "TensorHeader", "tensor_name"]
+__all__ = [
+    "EQUALIZERS",
+    "LAST_TENSOR",
+    "LENGTHS",
+    "TARGETS",
+    "TensorHeader",
+    "checksum",
+    "is_tensor",
+    "tensor_name",
+]
 
 TARGETS = 1000
 LENGTHS = 1001
+EQUALIZERS = 2000  # the equalizer of tap k is tensor 2000 + k
+LAST_TENSOR = 2999
 
 MAX_DIMENSION = 2**31 - 1
+
+
+def checksum(payload: bytes | memoryview) -> int:
+    """Return the CRC32C by which the headers of equalized tensors name their packed equalizer."""
+    return crc32c.crc32c(payload)
+
+
+def is_tensor(tensor: int) -> bool:
+    """Tell whether a number is that of a tensor that a batch may hold."""
+    return 0 <= tensor <= LENGTHS or EQUALIZERS <= tensor <= LAST_TENSOR
 
 
 def tensor_name(tensor: int) -> str:
@@ -25,6 +49,8 @@ def tensor_name(tensor: int) -> str:
         return "targets"
     if tensor == LENGTHS:
         return "lengths"
+    if tensor >= EQUALIZERS:
+        return f"the equalizer of tap {tensor - EQUALIZERS}"
     return f"tap {tensor}"
 
 
@@ -36,6 +62,7 @@ class TensorHeader:
         format: packed format.
         block: values per block; 0 for formats without blocks.
         shape: dimensions, each at least 1.
+        equalizer: CRC32C of the packed factors that the channels were divided by; None: by nothing.
 
     Raises:
         ValueError: the three do not describe a tensor.
@@ -45,6 +72,7 @@ class TensorHeader:
     format: Format
     block: int
     shape: tuple[int, ...]
+    equalizer: int | None = None
 
     def __post_init__(self) -> None:
         if self.format.is_block:
@@ -56,6 +84,8 @@ class TensorHeader:
             raise ValueError(f"a tensor of rank {len(self.shape)}; accepted are 1 to {MAX_RANK}")
         if not all(1 <= size <= MAX_DIMENSION for size in self.shape):
             raise ValueError("a dimension that is not from 1 to 2**31 - 1")
+        if self.equalizer is not None and not self.format.is_block:
+            raise ValueError("an equalizer for a format without blocks")
 
     @property
     def values(self) -> int:

@@ -173,6 +173,7 @@ class Attachment(Observer):
             raise ConfigError("COMMIT.seq", message.seq, f"no batch after the last one, {session.last}")
         try:
             batch.check(session.spec)
+            session.equalizers.check(batch)
         except ConfigError as exc:
             self._drop(message.seq, ErrorCode.SCHEMA_MISMATCH, f"batch {message.seq}: {exc}")
             return

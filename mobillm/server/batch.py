@@ -9,8 +9,8 @@ import numpy as np
 
 from ..codec import check_headers, unpack
 from ..errors import ConfigError
-from ..formats import row_size
-from ..protocol import LENGTHS, TARGETS, Commit, Data, TensorHeader
+from ..formats import Format, row_size
+from ..protocol import EQUALIZERS, LENGTHS, TARGETS, Commit, Data, TensorHeader
 from ..spec import SessionSpec
 
 __all__ = ["Batch", "BatchBuilder", "Slice", "join"]
@@ -131,20 +131,40 @@ class Slice:
     stop: int
 
 
-def join(slices: Sequence[Slice], *, targets_by_token: bool) -> Batch:
+def join(slices: Sequence[Slice], *, targets_by_token: bool) -> list[Batch]:
     """Make a batch of samples of other batches without unpacking them.
 
     Rows of a packed tensor do not depend on one another (``formats``), so they are copied as bytes.
 
     Args:
-        slices: samples of batches of one session, all packed alike.
+        slices: samples of batches of one session.
         targets_by_token: whether there is a target for each token, not for each sample.
 
+    Returns:
+        the batch in parts, one for each way in which taps were packed, in the order of their first samples.
+
     """
-    first = slices[0].batch
+    alike: dict[tuple[_Packing, ...], list[Slice]] = {}
+    for item in slices:
+        alike.setdefault(_packings(item.batch), []).append(item)
+    return [_join_alike(group, targets_by_token) for group in alike.values()]
+
+
+_Packing = tuple[Format, int, int | None]
+
+
+def _packings(batch: Batch) -> tuple[_Packing, ...]:
+    taps = sorted(tensor for tensor in batch.headers if tensor < TARGETS)
+    headers = [batch.headers[tap] for tap in taps]
+    return tuple((header.format, header.block, header.equalizer) for header in headers)
+
+
+def _join_alike(slices: Sequence[Slice], targets_by_token: bool) -> Batch:
     headers: dict[int, TensorHeader] = {}
     payloads: dict[int, bytes | memoryview] = {}
-    for tensor in first.headers:
+    for tensor in slices[0].batch.headers:
+        if tensor >= EQUALIZERS:
+            continue
         by_token = targets_by_token if tensor == TARGETS else tensor != LENGTHS
         headers[tensor], payloads[tensor] = _join_rows(slices, tensor, by_token)
     return Batch(0, len(slices), False, headers, payloads)
@@ -162,4 +182,4 @@ def _join_rows(slices: Sequence[Slice], tensor: int, by_token: bool) -> tuple[Te
         parts.append(memoryview(item.batch.payloads[tensor])[start * size : stop * size])
         rows += stop - start
     shape = (rows, *header.shape[1:])
-    return TensorHeader(header.format, header.block, shape), memoryview(bytearray().join(parts))
+    return dataclasses.replace(header, shape=shape), memoryview(bytearray().join(parts))

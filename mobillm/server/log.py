@@ -26,7 +26,7 @@ import msgpack
 
 from ..errors import StorageError
 from ..formats import Format
-from ..protocol import TensorHeader
+from ..protocol import EQUALIZERS, TensorHeader
 from .batch import Batch
 from .files import sync_directory
 
@@ -40,7 +40,7 @@ RECORD = struct.Struct("<4sIIQIIQ")
 CRC = struct.Struct("<I")
 HEADER_SIZE = RECORD.size + CRC.size
 MAGIC = b"MLog"
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Entry:
         offset: of the record in the file.
         meta_size, payload_size: of its two parts, in bytes.
         checksum: CRC32C of the payloads, in the order they were sent.
+        equalizers: whether it brings any.
 
     """
 
@@ -64,6 +65,7 @@ class Entry:
     meta_size: int
     payload_size: int
     checksum: int
+    equalizers: bool
 
     @property
     def end(self) -> int:
@@ -221,6 +223,7 @@ class ActivationLog:
             meta_size,
             payload_size,
             crc_payload,
+            any(tensor[0] >= EQUALIZERS for tensor in values["tensors"]),
         )
 
 
@@ -242,7 +245,7 @@ def _encode(batch: Batch, offset: int, group: int) -> tuple[Entry, list[bytes | 
             "heldout": batch.heldout,
             "lengths": lengths,
             "tensors": [
-                [tensor, int(header.format), header.block, list(header.shape)]
+                [tensor, int(header.format), header.block, list(header.shape), header.equalizer]
                 for tensor, header in batch.headers.items()
             ],
         }
@@ -253,7 +256,17 @@ def _encode(batch: Batch, offset: int, group: int) -> tuple[Entry, list[bytes | 
     size = sum(payload.nbytes for payload in payloads)
     fields = RECORD.pack(MAGIC, VERSION, len(meta), size, crc32c.crc32c(meta), checksum, group)
     header = fields + CRC.pack(crc32c.crc32c(fields))
-    entry = Entry(batch.seq, batch.samples, batch.heldout, tuple(lengths), offset, len(meta), size, checksum)
+    entry = Entry(
+        batch.seq,
+        batch.samples,
+        batch.heldout,
+        tuple(lengths),
+        offset,
+        len(meta),
+        size,
+        checksum,
+        any(tensor >= EQUALIZERS for tensor in batch.headers),
+    )
     return entry, [header, meta, *payloads]
 
 
@@ -262,8 +275,8 @@ def _decode(meta: bytes, payload: memoryview) -> Batch:
     headers: dict[int, TensorHeader] = {}
     payloads: dict[int, bytes | memoryview] = {}
     offset = 0
-    for tensor, code, block, shape in values["tensors"]:
-        header = TensorHeader(Format(code), block, tuple(shape))
+    for tensor, code, block, shape, equalizer in values["tensors"]:
+        header = TensorHeader(Format(code), block, tuple(shape), equalizer)
         headers[tensor] = header
         payloads[tensor] = payload[offset : offset + header.size]
         offset += header.size

@@ -40,8 +40,8 @@ class Replay:
         """Return the batches of one epoch."""
         return len(self._entries)
 
-    def batch(self, epoch: int, index: int) -> Batch:
-        """Read one batch.
+    def batch(self, epoch: int, index: int) -> list[Batch]:
+        """Read one batch, in parts that are each packed alike; see :func:`join`.
 
         Args:
             epoch: from 2.

@@ -13,12 +13,13 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import ConfigError, ErrorCode, MobiLLMError, StorageError
 from ..protocol import Finished, Metrics
 from .batch import Batch
+from .equalizers import Equalizers
 from .log import ActivationLog, Entry
 from .observer import Observer
 from .progress import Progress
@@ -53,6 +54,7 @@ class Session:
         received, durable, applied: batch numbers, see ``docs/protocol.md``.
         held: packed bytes of batches that came and whose memory is not free again.
         last: number of the last batch, once the device has said so.
+        equalizers: those of the batches up to ``received``.
         finished: set when all epochs have been trained.
         failed: whether writing or training has ended with an error.
         observer: whom to tell; replaced at each attachment.
@@ -69,6 +71,7 @@ class Session:
         self.spec = self.record.spec
         self.finished = self.record.finished
         self.observer = Observer()
+        self.equalizers = Equalizers()
         self._log: ActivationLog | None = None
         self._closed_size = store.log_size()  # while the log is not open
         self.held = 0
@@ -115,6 +118,7 @@ class Session:
         """
         if self._log is None:
             self._log = self.store.open_log()
+            self.equalizers.load(self._log)
         return self._log
 
     def _close_log(self) -> None:
@@ -160,13 +164,14 @@ class Session:
             self._queue.clear()
             self.held = 0
             self.received = self.durable = self.log.last
+            self.equalizers.load(self.log)
             self.applied = 0
             self._progress = Progress()
             if self.last is not None and self.last > self.received:
                 self.last = None
 
     def _restore(self, head: bytes | None) -> Trainer:
-        trainer = Trainer(self.spec, head, self._device)
+        trainer = Trainer(self.spec, head, self._device, self.equalizers)
         checkpoint = self.store.load_checkpoint()
         if checkpoint is None:
             self.finished = None  # a result without weights is none: it is trained again from the log
@@ -209,6 +214,7 @@ class Session:
         """Take a whole, checked batch in; its number must be the next one."""
         # Before the first wait, so that nothing can come between the number's check and its use.
         self.received = batch.seq
+        self.equalizers.add(batch)
         self.held += batch.size
         self._pending.append(batch)
         async with self._wake:
@@ -402,15 +408,15 @@ class Session:
         if batch.heldout:
             self._progress = self._progress.after(batch.seq, 1, 0, None)
         else:
-            await self._step(batch, batch.seq, 1, 0)
+            await self._step([batch], batch.seq, 1, 0)
         self.applied = batch.seq
 
-    async def _step(self, batch: Batch, applied: int, epoch: int, index: int) -> None:
+    async def _step(self, parts: Sequence[Batch], applied: int, epoch: int, index: int) -> None:
         trainer = self._trainer()
 
         def work() -> tuple[float | None, int, int]:
             start = time.monotonic_ns()
-            loss = trainer.step(batch)
+            loss = trainer.step(*parts)
             # Weights and progress change together, in one thread: a checkpoint sees both or neither.
             self._progress = self._progress.after(applied, epoch, index, loss)
             return loss, start // 1000, (time.monotonic_ns() - start) // 1000
@@ -433,8 +439,8 @@ class Session:
         index = self._progress.index  # 0 unless a later epoch was under way
         for epoch in range(max(2, self._progress.epoch), self.spec.epochs + 1):
             for number in range(index, len(replay)):
-                batch = await self.workers.write(replay.batch, epoch, number)
-                await self._step(batch, self.applied, epoch, number + 1)
+                parts = await self.workers.write(replay.batch, epoch, number)
+                await self._step(parts, self.applied, epoch, number + 1)
             index = 0
 
     async def _complete(self) -> Finished:

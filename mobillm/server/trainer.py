@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import safetensors.torch
@@ -23,6 +23,7 @@ from ..nn.side import SideNetwork
 from ..protocol import LENGTHS, TARGETS
 from ..spec import OptimizerSpec, SessionSpec
 from .batch import Batch
+from .equalizers import Equalizers
 
 __all__ = ["Trainer", "learning_rate"]
 
@@ -67,6 +68,7 @@ class Trainer:
         spec: the session.
         head: the blob of the frozen LM head; None for tasks without one.
         device: torch device, for example ``cpu`` or ``cuda``.
+        equalizers: those of the session; None when no batch is equalized.
 
     Raises:
         ModelError: the head does not fit the spec.
@@ -78,8 +80,15 @@ class Trainer:
 
     """
 
-    def __init__(self, spec: SessionSpec, head: bytes | None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        spec: SessionSpec,
+        head: bytes | None,
+        device: str = "cpu",
+        equalizers: Equalizers | None = None,
+    ) -> None:
         self.spec = spec
+        self._equalizers = equalizers or Equalizers()
         self.device = torch.device(device)
         self.steps = 0
         self.skipped = 0
@@ -100,10 +109,10 @@ class Trainer:
         if spec.optimizer.ema:
             self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
 
-    def _tensors(self, batch: Batch) -> tuple[list[Tensor], Tensor, Tensor]:
+    def _tensors(self, parts: Sequence[Batch]) -> tuple[list[Tensor], Tensor, Tensor]:
         def load(tensor: int) -> Tensor:
-            value: Tensor = unpack_torch(batch.headers[tensor], batch.payloads[tensor], self.device)
-            return value
+            found = [self._load_part(part, tensor) for part in parts]
+            return found[0] if len(found) == 1 else torch.cat(found)
 
         taps = [load(tensor) for tensor in range(len(self.spec.model.taps))]
         targets = load(TARGETS)
@@ -111,15 +120,24 @@ class Trainer:
             targets = targets.long()
         return taps, load(LENGTHS).long().cpu(), targets
 
-    def step(self, batch: Batch) -> float | None:
+    def _load_part(self, part: Batch, tensor: int) -> Tensor:
+        header = part.headers[tensor]
+        equalizer = self._equalizers.of(tensor, header)
+        value: Tensor = unpack_torch(header, part.payloads[tensor], self.device, equalizer)
+        return value
+
+    def step(self, *parts: Batch) -> float | None:
         """Take one optimizer step.
+
+        Args:
+            parts: samples of one batch; several where not all taps were packed alike.
 
         Returns:
             the batch's mean loss; None when it is not finite and nothing was changed but the count
             of steps.
 
         """
-        taps, lengths, targets = self._tensors(batch)
+        taps, lengths, targets = self._tensors(parts)
         self.lr = learning_rate(self.spec.optimizer, self.steps, self._total)
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr
@@ -160,7 +178,7 @@ class Trainer:
         self._load_parameters(self._average)
         try:
             for batch in batches:
-                for key, value in self.network.evaluate(*self._tensors(batch)).items():
+                for key, value in self.network.evaluate(*self._tensors([batch])).items():
                     sums[key] = sums.get(key, 0.0) + value
         finally:
             self._load_parameters(own)

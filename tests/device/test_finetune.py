@@ -206,7 +206,7 @@ FIELDS = {
     FrameType.HELLO: {"min_version", "max_version", "tenant", "nonce", "caps", "agent"},
     FrameType.AUTH: {"mac"},
     FrameType.OPEN: {"spec", "session"},
-    FrameType.DATA: {"tensor", "offset", "format", "block", "shape", "payload"},
+    FrameType.DATA: {"tensor", "offset", "format", "block", "shape", "equalizer", "payload"},
     FrameType.COMMIT: {"tensors", "size", "checksum", "samples", "heldout"},
     FrameType.FINISH: set(),
     FrameType.EVAL: set(),
@@ -221,7 +221,7 @@ SPEC_FIELDS = {
     "model": {"name", "hidden_size", "layers", "taps"},
     "side": {"kind", "width", "heads", "dropout", "causal", "pool"},
     "optimizer": {"lr", "weight_decay", "schedule", "warmup", "clip", "ema"},
-    "codec": {"format", "block"},
+    "codec": {"format", "block", "equalize", "bits"},
     "epochs": None,
     "batches": None,
     "seed": None,
@@ -231,7 +231,7 @@ SPEC_FIELDS = {
 
 
 def test_closed_list_of_what_leaves_the_device(server: str, backbone: Backbone) -> None:
-    """A classification session sends taps, targets and lengths: no text, label name, token id or mask."""
+    """A classification session sends taps, their equalizers, targets, lengths: no text, label or token id."""
     data, labels = examples(24), ["quite-secret-label", "other-secret-label"]
     seen = bytearray()
 
@@ -267,8 +267,9 @@ def test_closed_list_of_what_leaves_the_device(server: str, backbone: Backbone) 
 def _check_content(message: Message) -> None:
     if message.type is FrameType.DATA:
         tensor, fmt = getattr(message, "tensor"), getattr(message, "format")  # noqa: B009
-        assert tensor in (0, 1, 2, 1000, 1001)
-        assert fmt in (None, Format.ASYM4) if tensor < 1000 else fmt is Format.I32 or fmt == Format.I32
+        assert tensor in (0, 1, 2, 1000, 1001, 2000, 2001, 2002)
+        allowed = (Format.ASYM4,) if tensor < 1000 else (Format.I32,) if tensor < 2000 else (Format.F16,)
+        assert fmt in (None, *allowed)
     if message.type is FrameType.OPEN:
         spec = getattr(message, "spec")  # noqa: B009
         assert set(spec) == set(SPEC_FIELDS)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 import pytest
 
+from mobillm.codec import Equalizer
 from mobillm.device.resume import Resume
 from mobillm.errors import DataError
 from tests.sessions import spec
@@ -16,11 +18,31 @@ def test_round_trip(tmp_path: pathlib.Path) -> None:
     resume = Resume(tmp_path / "out" / "session.json", "da7a")
     assert resume.load(spec()) is None
     resume.save(b"x" * 16, spec())
-    assert resume.load(spec()) == b"x" * 16
+    found = resume.load(spec())
+    assert found is not None
+    assert (found.session, found.equalizers) == (b"x" * 16, {})
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["session.json"]
     resume.clear()
     assert resume.load(spec()) is None
     resume.clear()
+
+
+def test_equalizers_come_back(tmp_path: pathlib.Path) -> None:
+    """The factors and the batch that brought them are those that were saved, bit for bit."""
+    resume = Resume(tmp_path / "session.json", "da7a")
+    factors = np.linspace(1e-7, 65504, 16).astype(np.float16)
+    resume.save(b"x" * 16, spec(), {1: (3, Equalizer(factors))})
+    found = resume.load(spec())
+    assert found is not None
+    ((tap, (seq, equalizer)),) = found.equalizers.items()
+    assert (tap, seq) == (1, 3)
+    assert equalizer.factors.tobytes() == factors.tobytes()
+    content = resume.path.read_text()
+    for damage in (content.replace("ff7b", "ff7c"), content.replace('"1": [3', '"x": [3')):
+        assert damage != content
+        resume.path.write_text(damage)
+        with pytest.raises(DataError, match="delete it to start anew"):
+            resume.load(spec())
 
 
 def test_another_session(tmp_path: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from mobillm.device import Client, connect
 from mobillm.device.packing import pack_batch
-from mobillm.device.uplink import Uplink
+from mobillm.device.uplink import Equalizers, Uplink
 from mobillm.errors import ConfigError, ConnectionClosed, ErrorCode, HandshakeError, RemoteError
 from mobillm.options import Limits
 from mobillm.server import Gateway, serve
@@ -133,6 +133,53 @@ def test_restarted_device(run_once: Run, tmp_path: pathlib.Path) -> None:
             await send(second, 6, BATCHES)
             assert await rest(second) == expected
             await second.close()
+
+    run_once(main())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_equalizers_over_a_restart(run_once: Run, tmp_path: pathlib.Path, batch: int) -> None:
+    """[X-2] [X-18] [X-19] Cut while a batch is open, stopped, started again: the weights are bit-equal."""
+    what = spec(batches=5, epochs=2)
+    saved: list[Equalizers] = []
+
+    async def submit(uplink: Uplink, first: int, last: int) -> None:
+        for seq in range(first, last + 1):
+            data = arrays(seq, 24)
+            packer = uplink.session.packer
+            tensors = pack_batch(what, data.taps, data.lengths, data.targets, packer)
+            assert tensors[0].equalizer is not None
+            kept = await uplink.begin(24)
+            for number, tensor in tensors.items():
+                if seq == batch and number == 1:
+                    uplink.session.connection.abort()
+                await uplink.send(kept, number, tensor)
+            await uplink.commit(kept)
+
+    async def main() -> None:
+        weights = []
+        for place, stop in (("a", 0), ("b", 3)):
+            async with serving(tmp_path / place) as server:
+
+                async def dial() -> Client:
+                    return await device(server)
+
+                uplink = Uplink(dial, what, keep=1 << 20, patience=20.0)
+                uplink.on_equalizers = saved.append
+                await uplink.start()
+                await submit(uplink, 1, stop)
+                if stop:
+                    await uplink.wait_durable()
+                    assert {tap: item[0] for tap, item in saved[-1].items()} == {0: 1, 1: 1}
+                    await uplink.close()
+                    session, held = uplink.id, saved[-1]
+                    uplink = Uplink(dial, what, session=session, equalizers=held, keep=1 << 20, patience=20.0)
+                    await uplink.start()
+                await submit(uplink, stop + 1, 5)
+                weights.append(await rest(uplink))
+                await uplink.close()
+        assert weights[0] == weights[1]
+        assert len(saved) == 2
 
     run_once(main())
 

@@ -68,7 +68,8 @@ async def through(server: ServerProcess, disturb: Callable[[], None], what: Sess
 
 async def _run_device(address: Address, place: pathlib.Path) -> None:
     resume = Resume(place / "session.json", "faults")
-    uplink = uplink_to(address, session=resume.load(SPEC), patience=30.0)
+    unfinished = resume.load(SPEC)
+    uplink = uplink_to(address, session=None if unfinished is None else unfinished.session, patience=30.0)
     await uplink.start()
     resume.save(uplink.id, SPEC)
     await send(uplink, uplink.received + 1, BATCHES, pause=0.05)

@@ -5,13 +5,23 @@ from __future__ import annotations
 import pytest
 
 from mobillm.formats import Format, packed_size
-from mobillm.protocol import LENGTHS, TARGETS, TensorHeader, tensor_name
+from mobillm.protocol import EQUALIZERS, LENGTHS, TARGETS, TensorHeader, tensor_name
+from mobillm.protocol.tensors import is_tensor
 
 
 def test_names() -> None:
-    """[B-3] Taps by number, and two names."""
+    """[B-3] [B-35] Taps by number, two names, and the equalizers of the taps."""
     assert [tensor_name(n) for n in (0, 999, TARGETS, LENGTHS)] == ["tap 0", "tap 999", "targets", "lengths"]
-    assert (TARGETS, LENGTHS) == (1000, 1001)
+    assert (TARGETS, LENGTHS, EQUALIZERS) == (1000, 1001, 2000)
+    assert tensor_name(2999) == "the equalizer of tap 999"
+    assert [n for n in range(-1, 3001) if is_tensor(n)] == [*range(1002), *range(2000, 3000)]
+
+
+def test_only_blocks_are_equalized() -> None:
+    """[B-39] A plain format has no scales that an equalizer could help."""
+    assert TensorHeader(Format.ASYM3, 64, (4,), equalizer=0).equalizer == 0
+    with pytest.raises(ValueError, match="an equalizer for a format without blocks"):
+        TensorHeader(Format.F16, 0, (4,), equalizer=0)
 
 
 @pytest.mark.parametrize("fmt", list(Format))

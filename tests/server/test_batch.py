@@ -40,7 +40,7 @@ def test_join_equals_packing(fmt: str, block: int, task: str) -> None:
     what = spec(task=task, codec=CodecSpec(format=fmt, block=block), **TASKS[task])
     batches = [packed(what, seq) for seq in (1, 2)]
     chosen = [(1, 3), (0, 0), (1, 0), (0, 2)]
-    joined = join([slices_of(batches[b])[s] for b, s in chosen], targets_by_token=task == "causal-lm")
+    (joined,) = join([slices_of(batches[b])[s] for b, s in chosen], targets_by_token=task == "causal-lm")
     data = [arrays(seq, task=task) for seq in (1, 2)]
     taps: list[Any] = []
     lengths: list[int] = []

@@ -32,7 +32,7 @@ def samples_of(replay: Replay, epoch: int) -> list[bytes]:
     """Return the first tap of each sample of an epoch, in order."""
     found = []
     for index in range(len(replay)):
-        batch = replay.batch(epoch, index)
+        (batch,) = replay.batch(epoch, index)
         batch.check(SPEC)
         rows = unpack(batch.headers[0], batch.payloads[0])
         found += [part.tobytes() for part in np.split(rows, np.cumsum(batch.lengths())[:-1])]
@@ -43,7 +43,7 @@ def test_each_epoch_is_a_permutation(log: ActivationLog) -> None:
     """Every sample comes once in each epoch, in batches of the sizes they came in; no held-out one."""
     replay = Replay(SPEC, log)
     assert len(replay) == 4
-    assert tuple(replay.batch(2, index).samples for index in range(4)) == SIZES
+    assert tuple(replay.batch(2, index)[0].samples for index in range(4)) == SIZES
     epochs = [samples_of(replay, epoch) for epoch in (2, 3, 2)]
     assert epochs[0] == epochs[2]
     assert epochs[0] != epochs[1]
@@ -59,6 +59,6 @@ def test_each_epoch_is_a_permutation(log: ActivationLog) -> None:
 def test_the_order_depends_on_seed_and_epoch_alone(log: ActivationLog) -> None:
     """Reading in the middle of an epoch gives what reading it from the start gives."""
     whole = samples_of(Replay(SPEC, log), 7)
-    last = Replay(SPEC, log).batch(7, 3)
+    (last,) = Replay(SPEC, log).batch(7, 3)
     assert unpack(last.headers[0], last.payloads[0]).tobytes() == whole[-1]
     assert samples_of(Replay(spec(codec=SPEC.codec, seed=4), log), 7) != whole

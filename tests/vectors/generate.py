@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 
 from tests.vectors import conversations, messages, packing
-from tests.vectors.wire import Case
+from tests.vectors.wire import Case, crc32c
 
 __all__ = ["FOLDER", "build"]
 
@@ -144,6 +144,41 @@ def readings() -> list[Case]:
     return cases
 
 
+def equalized() -> list[Case]:
+    """Return tensors whose channels are divided by factors before they are packed."""
+    cases = []
+    for name, (_, _, trailers) in packing.FORMATS.items():
+        if not trailers:
+            continue
+        for shape, kind in (([4, 3], "normal"), ([2, 33], "outlier"), ([3, 70], "normal")):
+            width, dice = shape[-1], random.Random(f"{SEED} factors {shape}")
+            factors = [packing.f16(0.5 + 200 * dice.random() ** 4) for _ in range(width)]
+            values = values_of(kind, math.prod(shape))
+            inverse = [packing.f32(1 / factor) for factor in factors]
+            divided = [packing.f32(value * inverse[i % width]) for i, value in enumerate(values)]
+            data = packing.encode(name, shape, 32, divided)
+            decoded = packing.decode(name, shape, 32, data)
+            decoded = [packing.f32(value * factors[i % width]) for i, value in enumerate(decoded)]
+            packed = packing.encode("f16", [width], 0, factors)
+            cases.append(
+                {
+                    "name": f"{name}-{kind}-{'x'.join(map(str, shape))}",
+                    "rules": ["P28", "P29", "P30", "B-36"],
+                    "words": f"{kind} values, equalized",
+                    "format": name,
+                    "code": packing.FORMATS[name][0],
+                    "block": 32,
+                    "shape": shape,
+                    "equalizer": packed.hex(),
+                    "checksum": crc32c(packed),
+                    "values": hexed(name, values),
+                    "bytes": data.hex(),
+                    "decoded": hexed(name, decoded),
+                }
+            )
+    return cases
+
+
 def build() -> dict[str, str]:
     """Return the text of each file of vectors by its name."""
     groups = {
@@ -155,6 +190,7 @@ def build() -> dict[str, str]:
         "credit": conversations.credit(),
         "tensor-refusals": tensor_refusals(),
         "tensor-readings": readings(),
+        "tensors-equalized": equalized(),
         **{f"tensors-{name}": tensors(name) for name in packing.FORMATS},
     }
     return {f"{name}.json": _text(name, cases) for name, cases in groups.items()}

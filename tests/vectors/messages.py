@@ -142,6 +142,14 @@ def frames() -> list[Case]:
             )
     later = {"tensor": 3, "offset": SIZE - 1}
     cases.append(_case("data-later-part", "DATA without a header", "device", "DATA", later, b"\x07", 2, 9))
+    equalized = {"tensor": 999, "offset": 0, "format": 19, "block": 32, "shape": [1, 1], "equalizer": INT32}
+    words = "DATA of an equalized tap"
+    cases.append(_case("data-equalized", words, "device", "DATA", equalized, bytes(5), 1, 1))
+    factors = {"tensor": 2999, "offset": 0, "format": 1, "block": 0, "shape": [2]}
+    words = "DATA of the last equalizer"
+    cases.append(_case("data-equalizer", words, "device", "DATA", factors, bytes.fromhex("003c0040"), 1, 1))
+    many = {"tensors": 2002, "size": 1, "checksum": 0, "samples": 1, "heldout": False}
+    cases.append(_case("commit-equalizers", "COMMIT of all tensors", "device", "COMMIT", many, None, 1, 1))
     return cases + _reader_frames()
 
 
@@ -335,6 +343,15 @@ def map_refusals() -> list[Case]:
         ("data-empty", "B-8", "an empty payload", 15, _data(payload=b"")),
         ("data-seq-0", "B-1", "DATA of batch 0", 15, _data(seq=0)),
         ("data-tensor", "B-17", "tensor 1002", 15, _data(tensor=1002)),
+        ("data-tensor-1999", "B-17", "tensor 1999", 15, _data(tensor=1999)),
+        ("data-tensor-3000", "D-41", "tensor 3000", 15, _data(tensor=3000)),
+        ("data-equalizer-plain", "B-39", "an equalizer for a format without blocks", 15, _data(equalizer=1)),
+        ("data-equalizer-targets", "B-39", "targets that are equalized", 15,
+         _data(tensor=1000, format=20, block=32, equalizer=1)),
+        ("data-equalizer-late", "B-39", "an equalizer in a later part", 15,
+         _data(offset=4, format=None, block=None, shape=None, equalizer=1)),
+        ("data-equalizer-negative", "D-74", "a negative checksum", 15,
+         _data(format=20, block=32, equalizer=-1)),
         ("data-no-header", "B-5", "a first part without header", 15,
          _data(shape=None, block=None, format=None)),
         ("data-half-header", "B-5", "a first part without shape", 15, _data(shape=None)),

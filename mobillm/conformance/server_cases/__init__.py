@@ -16,6 +16,7 @@ from . import (
     logins,
     metadata,
     opening,
+    packing,
     results,
     specs,
     states,
@@ -27,7 +28,7 @@ __all__ = ["server_suite"]
 
 _AREAS = (
     header, types, metadata, fields, handshake, states, opening, specs,
-    tensors, batches, credit, blobs,
+    tensors, batches, packing, credit, blobs,
     results, delivery, connection, logins,
 )  # fmt: skip
 

@@ -71,14 +71,15 @@ FIELDS: dict[FrameType, dict[str, Field]] = {
         "offset": Field("D-30", "int", 0, 2**48, 0),
     },
     FrameType.DATA: {
-        "tensor": Field("D-41", "int", 0, 1001, 0),
+        "tensor": Field("D-41", "int", 0, 2999, 0),
         "offset": Field("D-42", "int", 0, 2**48, 0),
         "format": _nil("D-43", "int", 0, 255, 3),
         "block": _nil("D-44", "int", 0, 255, 0),
         "shape": _nil("D-45", "ints", 1, 8, [1]),
+        "equalizer": _nil("D-74", "int", 0, 2**32 - 1, None),
     },
     FrameType.COMMIT: {
-        "tensors": Field("D-46", "int", 1, 1002, 1),
+        "tensors": Field("D-46", "int", 1, 2002, 1),
         "size": Field("D-47", "int", 1, 2**48, 4),
         "checksum": Field("D-48", "int", 0, 2**32 - 1, 0),
         "samples": Field("D-49", "int", 1, 2**31 - 1, 1),

@@ -48,6 +48,8 @@ _WRONG: dict[str, list[Any]] = {
     "codec": [None, 4, "asym4", []],
     "codec.format": [None, 20, "", "ASYM", "asym9", "i32", "int4"],
     "codec.block": [None, "64", 64.0, 0, 16, 63, 256],
+    "codec.equalize": [None, 1, "true"],
+    "codec.bits": [None, 4, "4", [4.0], [True], [1, 4], [4, 9], [4, 2], [4, 4], [2, 3]],
     "epochs": [None, "1", 1.0, True, 0, -1, 10001],
     "batches": ["1", 1.0, True, 0, -1],
     "seed": [None, "0", 0.0, True, -1, 2**63],
@@ -69,6 +71,7 @@ _TOGETHER: dict[str, dict[str, Any]] = {
     "causal-lm with a head of 63 digits": {**LANGUAGE, "head": DIGEST[1:]},
     "causal-lm with a head in capitals": {**LANGUAGE, "head": DIGEST.upper()},
     "causal-lm with a head that is no hex": {**LANGUAGE, "head": "x" * 64},
+    "widths for a format that is not asym": {"codec": {"format": "nf4", "bits": [4]}},
     "heads that do not divide the width": {"side": {"kind": "ladder", "width": 10, "heads": 4}},
 }  # fmt: skip
 
@@ -90,6 +93,8 @@ _RIGHT: dict[str, list[Any]] = {
     "optimizer.ema": [0, 0.999],
     "codec.format": [fmt.name.lower() for fmt in Format if fmt is not Format.I32],
     "codec.block": [32, 64, 128],
+    "codec.equalize": [True, False],
+    "codec.bits": [[], [4], [2, 3, 4, 5, 6, 7, 8]],
     "epochs": [1, 10000],
     "batches": [None, 1, 2**40],
     "seed": [0, 2**63 - 1],

@@ -26,7 +26,7 @@ CLASSES = [
     "Gap", "Goaway", "Hello", "Message", "Metrics", "Open", "Opened", "Phase", "Ping", "Pong", "Pull",
     "Reject", "Role", "Stored", "StreamPhase", "TensorHeader", "Weights", "Welcome",
 ]  # fmt: skip
-FUNCTIONS = ["decode_message", "derive_key", "encode_frame", "tensor_name"]
+FUNCTIONS = ["checksum", "decode_message", "derive_key", "encode_frame", "tensor_name"]
 
 # Imports a module in an interpreter in which torch cannot be imported.
 SCRIPT = """

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "run"]
 
+MIN_BITS, MAX_BITS = 3, 8  # of --bits auto: 3 bits cost little accuracy, see benchmarks/LOG.md
 MAX_LAYERS = 1024  # of any model, as the session's spec bounds them
 
 _EXAMPLES = """\
@@ -106,6 +107,27 @@ def _add_side(parser: Parser) -> None:
     )
     group.add_argument("--format", default=codec.format, choices=formats, help="default: %(default)s")
     group.add_argument(
+        "--bits",
+        type=_bits,
+        metavar="B",
+        help="width of codes, instead of --format: 4, a list such as 2,4,8 from which each tap gets what the "
+        "link carries, or auto for all from --min-bits to --max-bits",
+    )
+    for name, default in (("min", MIN_BITS), ("max", MAX_BITS)):
+        group.add_argument(
+            f"--{name}-bits",
+            type=between(2, 8),
+            default=default,
+            metavar="N",
+            help="for --bits auto (default: %(default)s)",
+        )
+    group.add_argument(
+        "--equalize",
+        action=argparse.BooleanOptionalAction,
+        default=codec.equalize,
+        help="divide channels by their typical size before packing (default: %(default)s)",
+    )
+    group.add_argument(
         "--block", type=int, default=codec.block, choices=BLOCKS, help="values that share a scale"
     )
     group.add_argument("--side-kind", default=side.kind, choices=KINDS, help="default: %(default)s")
@@ -155,6 +177,19 @@ def _taps(text: str) -> str:
     except ConfigError as error:
         raise argparse.ArgumentTypeError(f"{error.value!r} is no choice; expected {error.expected}") from None
     return text
+
+
+def _bits(text: str) -> tuple[int, ...]:
+    """Read ``--bits``; no width at all stands for ``auto``."""
+    if text == "auto":
+        return ()
+    try:
+        widths = tuple(sorted({int(word) for word in text.split(",")}))
+    except ValueError:
+        widths = ()
+    if not widths or widths[0] < 2 or widths[-1] > 8:
+        raise argparse.ArgumentTypeError(f"{text!r} is no choice; expected 2 to 8, a list of those, or auto")
+    return widths
 
 
 def _names(text: str) -> list[str]:
@@ -241,7 +276,19 @@ def _specs(args: argparse.Namespace) -> tuple[SideSpec, OptimizerSpec, CodecSpec
         clip=args.clip,
         ema=args.ema,
     )
-    return side, optimizer, CodecSpec(format=args.format, block=args.block)
+    return side, optimizer, _codec(args)
+
+
+def _codec(args: argparse.Namespace) -> CodecSpec:
+    if args.bits is None:
+        return CodecSpec(format=args.format, block=args.block, equalize=args.equalize)
+    widths = args.bits or tuple(range(args.min_bits, args.max_bits + 1))
+    if not widths:
+        raise ConfigError("--min-bits", args.min_bits, f"at most --max-bits = {args.max_bits}")
+    # The width to begin with, until the link was measured: that of the default, or the nearest to it.
+    first = min(widths, key=lambda bits: abs(bits - Format.parse(CodecSpec().format).bits))
+    several = widths if len(widths) > 1 else ()
+    return CodecSpec(format=f"asym{first}", block=args.block, equalize=args.equalize, bits=several)
 
 
 def _load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..formats import Format, row_size
+from ..formats import row_size
 from ..spec import SessionSpec
 
 __all__ = ["disclosure"]
@@ -21,17 +21,20 @@ def disclosure(spec: SessionSpec, samples: int, tokens: int, head: int = 0) -> s
         a few lines for a person.
 
     """
-    fmt = Format.parse(spec.codec.format)
-    row = row_size(fmt, spec.codec.block, spec.model.hidden_size)
+    smallest, largest = spec.codec.formats[0], spec.codec.formats[-1]
+    row = row_size(largest, spec.codec.block, spec.model.hidden_size)
+    names = smallest.name.lower() if smallest is largest else f"{smallest.name} to {largest.name}".lower()
+    about = "about" if smallest is largest else "at most"
     size = tokens * row * len(spec.model.taps)
     layers = ", ".join(map(str, spec.model.taps))
     lines = [
         "What leaves this device:",
         f"  hidden states of every token after layers {layers} of {spec.model.layers}, "
-        f"{spec.model.hidden_size} values each, packed as {spec.codec.format}: "
-        f"about {size / samples / 1000:.1f} kB per sample ({tokens / samples:.0f} tokens), "
+        f"{spec.model.hidden_size} values each, packed as {names}: "
+        f"{about} {size / samples / 1000:.1f} kB per sample ({tokens / samples:.0f} tokens), "
         f"{size / 1e6:.1f} MB for all {samples}, held-out ones included",
-        "  the number of tokens of each sample",
+        "  the number of tokens of each sample"
+        + (", and once the typical size of each channel" if spec.codec.equalize else ""),
     ]
     if spec.task == "causal-lm":
         lines += [

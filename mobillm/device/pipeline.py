@@ -20,6 +20,7 @@ from .handover import Handover, HandoverClosed
 from .packing import pack_targets
 from .trace import Trace
 from .uplink import KeptBatch, Uplink
+from .width import INTERVAL, WidthController
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +84,7 @@ class Pipeline:
         samples, tokens: what has gone through the forward pass.
         busy: (start, end) in seconds of the monotonic clock in which the compute thread computed.
         waited: seconds in which it waited for room in the queue.
+        width: chooses the width of each tap; None where the spec names one format.
 
     """
 
@@ -91,6 +93,7 @@ class Pipeline:
         self.tokens = 0
         self.busy: list[tuple[float, float]] = []
         self.waited = 0.0
+        self.width = WidthController(uplink.spec) if uplink.spec.codec.bits else None
         self._backbone = backbone
         self._uplink = uplink
         self._trace = trace
@@ -120,15 +123,17 @@ class Pipeline:
             loop = asyncio.get_running_loop()
             compute = loop.run_in_executor(executor, self._compute, batches)
             writer = loop.create_task(self._write())
+            meter = loop.create_task(self._measure())
             try:
                 await asyncio.wait((compute, writer), return_when=asyncio.FIRST_EXCEPTION)
             finally:
+                meter.cancel()
                 writer_failed = writer.done() and not writer.cancelled() and writer.exception()
                 if writer_failed or not (writer.done() and compute.done()):
                     self._handover.close()
                     writer.cancel()
                 # The thread ends at the next tap; the executor must not be joined on the loop before.
-                results = await asyncio.gather(compute, writer, return_exceptions=True)
+                results = await asyncio.gather(compute, writer, meter, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, HandoverClosed):
                 raise result
@@ -144,6 +149,7 @@ class Pipeline:
         spec = self._uplink.spec
         self._seq += 1
         start = self._since = time.monotonic()
+        waited = self.waited
         self._put(_Begin(len(batch.input_ids), batch.heldout), 0)
         lengths = [len(sample) for sample in batch.input_ids]
         self._put_tensor(LENGTHS, pack_integers(lengths, tensor_name(LENGTHS)))
@@ -155,10 +161,13 @@ class Pipeline:
         self.samples += len(batch.input_ids)
         self.tokens += sum(lengths)
         self._trace.add("device", "compute", "forward", start, end - start, self._seq)
+        if self.width is not None:
+            self.width.computed(end - start - (self.waited - waited), sum(lengths), len(spec.model.taps))
 
     def _on_tap(self, index: int, hidden: Tensor) -> None:
         start = time.monotonic()
-        packed = self._packer.pack(index, hidden)
+        fmt = None if self.width is None else self.width.choose(self.held)
+        packed = self._packer.pack(index, hidden, fmt)
         self._trace.add("device", "compute", "quantize", start, time.monotonic() - start, self._seq)
         self._put_tensor(index, packed)
 
@@ -177,6 +186,12 @@ class Pipeline:
             self._trace.add("device", "compute", "wait", start, end - start, self._seq)
 
     # On the event loop.
+
+    async def _measure(self) -> None:
+        while self.width is not None:
+            connection = self._uplink.session.connection
+            self.width.measure(time.monotonic(), connection.bytes_sent, connection.unsent)
+            await asyncio.sleep(INTERVAL)
 
     async def _write(self) -> None:
         batch: KeptBatch | None = None

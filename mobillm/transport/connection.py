@@ -26,7 +26,7 @@ from ..errors import (
 from ..options import Limits, Timeouts
 from ..protocol import Auth, Bye, Endpoint, Goaway, Message, Phase, Ping, Pong, Role, Welcome
 from .budget import Budget
-from .sockets import peer_of, tune
+from .sockets import peer_of, tune, unsent
 
 __all__ = ["ALPN", "Connection"]
 
@@ -333,6 +333,11 @@ class Connection(asyncio.BufferedProtocol):
         # An aborted transport tells connection_lost later; what is sent until then would vanish.
         closing = self._transport is not None and self._transport.is_closing()
         return self._lost or closing or self.endpoint.is_closed()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were sent and have not left this machine."""
+        return 0 if self._transport is None or self._is_gone() else unsent(self._transport)
 
     @property
     def host(self) -> str:

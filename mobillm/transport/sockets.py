@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import struct
+import sys
 from typing import Any
 
-__all__ = ["peer_of", "tune"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["peer_of", "tune", "unsent"]
+
+SIOCOUTQNSD = 0x894B  # Linux, linux/sockios.h: bytes that were written and never sent
 
 
 def tune(transport: asyncio.BaseTransport, unacknowledged: float | None) -> None:
@@ -27,6 +35,20 @@ def tune(transport: asyncio.BaseTransport, unacknowledged: float | None) -> None
     if unacknowledged is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
         milliseconds = min(max(1, round(unacknowledged * 1000)), 2**31 - 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+def unsent(transport: asyncio.Transport) -> int:
+    """Return the bytes written that wait in this machine: in our buffer and, on Linux, in the system's.
+
+    The system's may hold megabytes, seconds on a slow link. What the network has taken is not among them.
+    """
+    waiting = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sys.platform == "linux" and sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):  # the socket is closed already
+            answer = fcntl.ioctl(sock.fileno(), SIOCOUTQNSD, bytes(4))
+            waiting += struct.unpack("i", answer)[0]
+    return waiting
 
 
 def peer_of(transport: asyncio.BaseTransport | None) -> tuple[str, int]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mobillm.cli import main
+from mobillm.cli import finetune, main
+from mobillm.spec import CodecSpec
 from tests.cli.commands import RunningServer, fails
 
 SMALL = ["--side-width", "8", "--side-heads", "2", "--taps", "all", "--batch-size", "4", "--lr", "0.02"]
@@ -37,6 +40,35 @@ def test_classification(
     assert main([*shlex.split(following)[1:], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] > 0.9
     assert "holds a side network already" in fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"format": "nf4", "equalize": False}, CodecSpec(format="nf4", equalize=False)),
+        ({"bits": "3", "block": 32}, CodecSpec(format="asym3", block=32)),
+        ({"bits": "8,2"}, CodecSpec(format="asym2", bits=(2, 8))),
+        ({"bits": "auto"}, CodecSpec(format="asym4", bits=(3, 4, 5, 6, 7, 8))),
+        ({"bits": "auto", "min_bits": 5, "max_bits": 6}, CodecSpec(format="asym5", bits=(5, 6))),
+        ({"bits": "auto", "min_bits": 6, "max_bits": 6}, CodecSpec(format="asym6")),
+    ],
+)
+def test_widths(options: dict[str, Any], expected: CodecSpec) -> None:
+    """Widths are one format, a list, or all between two bounds."""
+    defaults = {"format": "asym4", "block": 64, "equalize": True, "bits": None, "min_bits": 3, "max_bits": 8}
+    if "bits" in options:
+        options = {**options, "bits": finetune._bits(options["bits"])}
+    assert finetune._codec(argparse.Namespace(**(defaults | options))) == expected
+
+
+def test_adaptive_width(
+    model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run with several widths says what they are and stores them with the result."""
+    assert main([*_arguments(model, data, server, tmp_path), "--bits", "2,8"]) == 0
+    assert "packed as asym2 to asym8: at most" in capsys.readouterr().out
+    codec = json.loads((tmp_path / "side_config.json").read_text())["spec"]["codec"]
+    assert codec == {"format": "asym2", "block": 64, "equalize": True, "bits": [2, 8]}
 
 
 def test_json(
@@ -87,6 +119,7 @@ def test_bad_data(
         (["--heldout", "none.tsv"], "there is no file 'none.tsv'"),
         (["--side-heads", "3"], "--side-heads is 3; expected a divisor of side.width = 8"),
         (["--lr", "11"], "--lr is 11.0"),
+        (["--bits", "auto", "--min-bits", "5", "--max-bits", "4"], "--min-bits is 5; expected at most"),
     ):
         status = 2 if expected.startswith("--") else 1
         assert expected in fails(capsys, *arguments, *extra, status=status)
@@ -110,6 +143,8 @@ def test_bad_usage(
         (["--limit", str(10**30)], "is above 1000000000"),
         (["--taps", "2,1"], "argument --taps: '2,1' is no choice; expected 'all', 'every:N'"),
         (["--taps", "2,2000"], "argument --taps: '2,2000' is no choice; expected layer numbers"),
+        (["--bits", "1"], "argument --bits: '1' is no choice; expected 2 to 8, a list of those, or auto"),
+        (["--bits", "four"], "argument --bits: 'four' is no choice"),
         (["--format", "int4"], "argument --format: invalid choice: 'int4'"),
         (["--server", "http://x"], "argument --server: 'http://x' is no address"),
     ):

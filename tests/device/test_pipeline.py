@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import pathlib
 import threading
 import time
@@ -15,9 +16,13 @@ from mobillm.device import Client
 from mobillm.device.pipeline import Pipeline, TokenBatch
 from mobillm.device.trace import Trace
 from mobillm.device.uplink import Uplink
+from mobillm.device.width import WidthController
 from mobillm.errors import ConnectionClosed, ModelError, QuantizationError
+from mobillm.formats import Format
 from mobillm.nn.backbone import Backbone
-from mobillm.spec import SessionSpec
+from mobillm.server.batch import Batch
+from mobillm.server.log import ActivationLog
+from mobillm.spec import CodecSpec, SessionSpec
 from tests.conftest import Run
 from tests.nn.tiny import SAMPLES, tiny_model, tiny_tokenizer
 from tests.sessions import device, serving, spec
@@ -91,6 +96,47 @@ def test_taps_are_sent_while_later_layers_compute(
             assert seen == [3]
 
     run(main())
+
+
+def test_the_width_follows_the_link(
+    run_once: Run, tmp_path: pathlib.Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[B-40] A slow link gets narrow taps and a fast one wide ones; the server trains on both, twice."""
+    monkeypatch.setattr(WidthController, "measure", lambda *_: None)
+    codec = CodecSpec(format="asym4", block=32, bits=(2, 4, 8))
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+
+            async def dial() -> Client:
+                return client
+
+            what = dataclasses.replace(spec_of(backbone), codec=codec, batches=6, epochs=2)
+            uplink = Uplink(dial, what, keep=1 << 20, patience=0)
+            await uplink.start()
+            pipeline = Pipeline(backbone, uplink, queue=1 << 20, trace=Trace())
+            assert pipeline.width is not None
+            chosen = []
+            for rate in (None, 1.0, 1e12):
+                pipeline.width.rate = rate
+                await pipeline.run([BATCH, BATCH])
+                chosen.append(pipeline.width.format)
+            assert chosen == [Format.ASYM4, Format.ASYM2, Format.ASYM8]
+            await uplink.finish()
+            assert (await uplink.wait_finished()).steps == 12
+            formats = [[batch.headers[tap].format for tap in range(3)] for batch in logged(tmp_path)]
+            assert formats == [[fmt] * 3 for fmt in chosen for _ in range(2)]
+
+    run_once(main())
+
+
+def logged(directory: pathlib.Path) -> list[Batch]:
+    """Return the batches of the only session."""
+    (path,) = directory.glob("sessions/*/activations.log")
+    log = ActivationLog(path)
+    batches = [log.read(entry) for entry in log.entries]
+    log.close()
+    return batches
 
 
 def test_an_error_of_the_compute_thread(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:

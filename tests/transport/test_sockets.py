@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from typing import Any
 
@@ -73,3 +74,20 @@ def test_bytes_that_nobody_takes_end_the_connection(run: Run) -> None:
 def test_a_peer_that_is_none() -> None:
     """Before there is a transport there is no address."""
     assert peer_of(None) == ("", 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what its buffer holds")
+def test_what_has_not_left_the_machine(run: Run) -> None:
+    """What the peer does not take counts, in our buffer and in the system's; what it has taken does not."""
+
+    async def main() -> None:
+        async with pair() as (near, far):
+            assert near._transport is not None
+            far._pause(True)
+            near._transport.write(bytes(1 << 24))
+            waiting = near._transport.get_write_buffer_size()
+            assert waiting < near.unsent <= 1 << 24
+            near.abort()
+            assert near.unsent == 0
+
+    run(main())

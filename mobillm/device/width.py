@@ -64,9 +64,11 @@ class WidthController:
         if full and was_full:
             self.rate = found if self.rate is None else self.rate + SMOOTHING * (found - self.rate)
         elif not full and self._pace is not None:
-            # Twice the largest format is as good as any higher rate, and is forgotten sooner.
-            most = 2 * self._rows[-1] / self._pace
-            self.rate = min(max(found, (self.rate or found) * GROWTH), most)
+            # A link that is not full carries what there is now, at least. Twice what the largest format
+            # needs is as good as any higher rate, and is forgotten sooner.
+            needed = self._rows[self._formats.index(self.format)] / self._pace
+            known = needed if self.rate is None else self.rate
+            self.rate = min(max(found, known * GROWTH), 2 * self._rows[-1] / self._pace)
 
     def computed(self, seconds: float, tokens: int, taps: int) -> None:
         """Note how long a batch took to compute, waiting for the link not counted."""

@@ -89,6 +89,16 @@ def test_a_server_without_room_changes_nothing() -> None:
     assert link.controller.choose(10**12) == Format.ASYM8
 
 
+def test_a_server_that_starts_slowly() -> None:
+    """A link over which nothing goes yet is not taken to be slow."""
+    controller = WidthController(SPEC)
+    controller.computed(BATCH, TOKENS, TAPS)
+    for tick in range(20):
+        controller.measure(tick * INTERVAL, 0, 0)
+        assert controller.choose(10**6) >= Format.ASYM4
+    assert controller.choose(10**6) == Format.ASYM8
+
+
 def test_another_connection() -> None:
     """Counts that begin anew are no measurement."""
     controller = WidthController(SPEC)

@@ -286,10 +286,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures |= {f"{device}.{rate}mbit.fits": fits(rate, device) for rate in RATES}
     for run in runs:
         cells = []
+        name = f"{run.device}.{run.width.replace(' ', '')}"
         for index, rate in enumerate(RATES):
             span = index * args.seconds, (index + 1) * args.seconds
             waited, bits = run.waited(*span), run.bits(*span)
-            name = f"{run.device}.{run.width.replace(' ', '')}"
             figures |= {f"{name}.{rate}mbit.waited": waited, f"{name}.{rate}mbit.bits": bits}
             cells.append(f"{waited:.1%} at {bits:.1f} bits (of {fits(rate, run.device)})")
         figures[f"{name}.flush"] = run.flush

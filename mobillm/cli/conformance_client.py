@@ -24,6 +24,7 @@ __all__ = ["SPEC", "main", "visit"]
 TIMEOUTS = Timeouts(connect=5.0, handshake=2.0, request=3.0, keepalive=1.0, keepalive_reply=1.0, drain=1.0)
 WIDTH = 32
 BATCHES = 3
+EQUALIZED = 32  # tokens of a batch that is large enough to calibrate on
 
 SPEC = SessionSpec(
     task="classification",
@@ -46,8 +47,9 @@ async def visit(address: str, token: str) -> int:
         async with connect(address, token=token, timeouts=TIMEOUTS) as client:
             session = await client.open(SPEC)
             for seq in range(1, BATCHES + 1):
-                values = np.full((3, WIDTH), seq / 8, dtype=np.float32)
-                await session.submit([values, -values], [2, 1], [0, 1])
+                tokens = EQUALIZED if seq == 2 else 3
+                values = np.full((tokens, WIDTH), seq / 8, dtype=np.float32)
+                await session.submit([values, -values], [tokens - 1, 1], [0, 1])
             await session.finish()
             await session.wait_finished()
             await session.pull()

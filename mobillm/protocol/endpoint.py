@@ -151,19 +151,30 @@ class Endpoint:
         """Return where the next received bytes go; never empty."""
         return self._frames.get_buffer()
 
-    def buffer_updated(self, count: int) -> None:
-        """Process ``count`` bytes that were written into the last buffer handed out."""
+    def buffer_updated(self, count: int) -> bool:
+        """Process ``count`` bytes that were written into the last buffer handed out.
+
+        Returns:
+            whether there may be something new to take out: messages, bytes to send, or the end. It is not so
+            while a frame still arrives.
+
+        """
         if self.is_closed():
-            self._frames = FrameBuffer(MAX_META)  # whatever still comes is dropped
-            return
-        self._frames.buffer_updated(count)
+            self._frames.clear()  # whatever still comes is dropped
+            return False
+        if not self._frames.buffer_updated(count):
+            return False
+        skipped, received = self._frames.skipped, False
         try:
             for frame in self._frames:
+                received = True
                 self._receive(frame)
                 if self.is_closed():
-                    return
+                    break
         except RemoteProtocolError as exc:
             self._fail(exc)
+            return True
+        return received or self._frames.skipped > skipped
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Process received bytes; a loop over :meth:`get_buffer` and :meth:`buffer_updated`."""

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import struct
 from collections.abc import Iterator
-
-import crc32c
+from typing import NamedTuple
 
 from ..errors import ErrorCode, RemoteProtocolError
+from .checksum import append, crc32c
 
 __all__ = [
     "HEADER_SIZE",
@@ -27,8 +26,8 @@ __all__ = [
 
 VERSION = 1
 MAGIC = b"ML"
-HEADER = struct.Struct(">2sBBHHIHHQI")
-CRC = struct.Struct(">I")
+FIELDS = struct.Struct(">2sBBHHIHHQ")
+CRCS = struct.Struct(">II")
 HEADER_SIZE = 32
 MAX_META = 4096
 
@@ -88,8 +87,7 @@ _TYPES = {int(t): t for t in FrameType}
 _OPTIONAL = range(0x80, 0xC0)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One received frame whose sizes and checksums are right.
 
     Attributes:
@@ -99,6 +97,7 @@ class Frame:
         meta: the msgpack map, still encoded.
         payload: the bytes of the bin object, or None for types without one.
         size: bytes of the whole frame, header included; what credit is charged for.
+        checksum: CRC32C of the payload alone.
 
     """
 
@@ -108,26 +107,41 @@ class Frame:
     meta: bytes
     payload: memoryview | None
     size: int
+    checksum: int
 
 
 def encode_frame(
-    frame_type: int, stream: int, seq: int, meta: bytes, payload: bytes | memoryview | None = None
+    frame_type: int,
+    stream: int,
+    seq: int,
+    meta: bytes,
+    payload: bytes | memoryview | None = None,
+    checksum: int | None = None,
 ) -> list[bytes | memoryview]:
-    """Return the buffers of one frame: the header with the map, then the payload itself, uncopied."""
-    head = meta
-    size = len(meta)
-    if payload is not None:
-        payload = memoryview(payload).cast("B")
-        head = meta + PAYLOAD_HEADER.pack(BIN32, payload.nbytes)
-        size = len(head) + payload.nbytes
-    checksum = crc32c.crc32c(head)
-    if payload is not None:
-        checksum = crc32c.crc32c(payload, checksum)
-    fields = HEADER.pack(MAGIC, VERSION, frame_type, 0, stream, size, len(meta), 0, seq, 0)[:24]
-    header = fields + CRC.pack(crc32c.crc32c(fields)) + CRC.pack(checksum)
-    if payload is None or not payload.nbytes:
-        return [header + head]
-    return [header + head, payload]
+    """Return the buffers of one frame: the header with the map, then the payload itself, uncopied.
+
+    Args:
+        frame_type: type byte.
+        stream: number of the stream.
+        seq: batch number.
+        meta: the msgpack map.
+        payload: bytes of the bin object; None for types without one.
+        checksum: CRC32C of the payload; None computes it.
+
+    """
+    if payload is None:
+        return [_encode_header(frame_type, stream, seq, len(meta), len(meta), crc32c(meta)) + meta]
+    head = meta + PAYLOAD_HEADER.pack(BIN32, len(payload))
+    own = crc32c(payload) if checksum is None else checksum
+    body = append(crc32c(head), payload, own)
+    first = _encode_header(frame_type, stream, seq, len(head) + len(payload), len(meta), body) + head
+    # A view: asyncio slices what a socket did not take, and slices of bytes are copies.
+    return [first, memoryview(payload)] if payload else [first]
+
+
+def _encode_header(frame_type: int, stream: int, seq: int, body: int, meta: int, checksum: int) -> bytes:
+    fields = FIELDS.pack(MAGIC, VERSION, frame_type, 0, stream, body, meta, 0, seq)
+    return fields + CRCS.pack(crc32c(fields), checksum)
 
 
 class FrameBuffer:
@@ -171,12 +185,18 @@ class FrameBuffer:
             self._start, self._end = 0, rest
         return self._view[self._end :]
 
-    def buffer_updated(self, count: int) -> None:
-        """Take note that ``count`` bytes were written into the last buffer handed out."""
-        if self._direct:
+    def buffer_updated(self, count: int) -> bool:
+        """Take note that ``count`` bytes were written into the last buffer handed out.
+
+        Returns:
+            whether a frame may be complete now; while a long payload still arrives it is not.
+
+        """
+        if self._direct and self._payload is not None:
             self._filled += count
-        else:
-            self._end += count
+            return self._filled == len(self._payload)
+        self._end += count
+        return True
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Iterator[Frame]:
         """Take ``data`` in and yield the frames it completes."""
@@ -188,6 +208,11 @@ class FrameBuffer:
             view = view[count:]
             self.buffer_updated(count)
             yield from self
+
+    def clear(self) -> None:
+        """Forget what has come of the next frame."""
+        self._start = self._end = 0
+        self._header, self._meta, self._payload = None, None, None
 
     @property
     def is_empty(self) -> bool:
@@ -247,10 +272,12 @@ class FrameBuffer:
         return self._filled == len(payload)
 
     def _finish(self, header: _Header, head: bytes) -> Frame | None:
-        checksum = crc32c.crc32c(head)
+        checksum = crc32c(head)
         payload = None
+        own = 0
         if self._payload is not None:
-            checksum = crc32c.crc32c(self._payload, checksum)
+            own = crc32c(self._payload)
+            checksum = append(checksum, self._payload, own)
             payload = memoryview(self._payload)
         self._header, self._meta, self._payload = None, None, None
         if checksum != header.checksum:
@@ -259,11 +286,11 @@ class FrameBuffer:
             self.skipped += 1
             return None  # an optional extension that this version does not know
         meta = head[: header.meta_size]
-        return Frame(header.type, header.stream, header.seq, meta, payload, HEADER_SIZE + header.body_size)
+        size = HEADER_SIZE + header.body_size
+        return Frame(header.type, header.stream, header.seq, meta, payload, size, own)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Header:
+class _Header(NamedTuple):
     type: FrameType | None
     stream: int
     seq: int
@@ -281,11 +308,12 @@ class _Header:
 
     @classmethod
     def parse(cls, data: bytes, max_body: int) -> _Header:
-        magic, version, code, flags, stream, body, meta, reserved, seq, crc = HEADER.unpack_from(data)
+        magic, version, code, flags, stream, body, meta, reserved, seq = FIELDS.unpack_from(data)
+        crc, checksum = CRCS.unpack_from(data, FIELDS.size)
         if magic != MAGIC:
             raise RemoteProtocolError(ErrorCode.PROTOCOL, "these bytes are not a MobiLLM frame (wrong magic)")
         # Nothing else of the header is trusted before its own checksum was.
-        if crc32c.crc32c(data[:24]) != crc:
+        if crc32c(data[: FIELDS.size]) != crc:
             raise RemoteProtocolError(ErrorCode.CRC_HEADER, "the header's CRC32C is wrong")
         if version != VERSION:
             raise RemoteProtocolError(
@@ -310,14 +338,14 @@ class _Header:
                 ErrorCode.PROTOCOL, f"a map of {meta} bytes does not fit a body of {body} bytes"
             )
         if known is None:
-            return cls._unknown(stream, seq, body, meta, data)
-        return cls(known, stream, seq, body, meta, CRC.unpack_from(data, 28)[0], payload)
+            return cls._unknown(stream, seq, body, meta, checksum)
+        return cls(known, stream, seq, body, meta, checksum, payload)
 
     @classmethod
-    def _unknown(cls, stream: int, seq: int, body: int, meta: int, data: bytes) -> _Header:
+    def _unknown(cls, stream: int, seq: int, body: int, meta: int, checksum: int) -> _Header:
         # What an optional extension carries is skipped, so it may be as long as any small frame only.
         if body > MAX_META:
             raise RemoteProtocolError(
                 ErrorCode.FRAME_SIZE, f"an unknown optional frame of {body} bytes; the limit is {MAX_META}"
             )
-        return cls(None, stream, seq, body, min(meta, body), CRC.unpack_from(data, 28)[0], None)
+        return cls(None, stream, seq, body, min(meta, body), checksum, None)

@@ -7,11 +7,12 @@ map under their own names. ``docs/protocol.md``, section "Metadata".
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import msgpack
 
 from ..errors import ErrorCode, RemoteProtocolError
+from .checksum import crc32c
 from .frames import HEADER_SIZE, MAX_META, PAYLOAD_HEADER_SIZE, Frame, FrameType, encode_frame
 from .schema import Rule, decode_map, integer, number, text
 
@@ -32,8 +33,16 @@ def wire(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
+class _Encoded:
+    """What a message's frame is made of, computed once: a message never changes."""
+
+    __slots__ = ("_checksum", "_meta")
+    _checksum: int
+    _meta: bytes
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(_Encoded):
     """Base of all messages.
 
     Attributes:
@@ -49,11 +58,11 @@ class Message:
     seq: int = wire(SEQ, 0)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
+        for name, rule in _plan(type(self)).rules:
             try:
-                field.metadata["rule"](getattr(self, field.name))
+                rule(getattr(self, name))
             except ValueError as exc:
-                raise ValueError(f"{self.type.name}.{field.name} must be {exc}") from None
+                raise ValueError(f"{self.type.name}.{name} must be {exc}") from None
         if self.seq and not self.has_seq:
             raise ValueError(f"{self.type.name}.seq must be 0, since it concerns no batch")
         self._check()
@@ -65,15 +74,26 @@ class Message:
         return getattr(self, "payload", None)
 
     def _map(self) -> bytes:
-        values = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in _OUTSIDE and getattr(self, field.name) is not None
-        }
-        meta: bytes = msgpack.packb(values)
+        try:
+            return self._meta
+        except AttributeError:
+            pass
+        values = {name: getattr(self, name) for name in _plan(type(self)).inside}
+        meta: bytes = msgpack.packb({name: value for name, value in values.items() if value is not None})
         if len(meta) > MAX_META:
             raise ValueError(f"{self.type.name}: a map of {len(meta)} bytes; the limit is {MAX_META}")
+        object.__setattr__(self, "_meta", meta)
         return meta
+
+    def payload_checksum(self) -> int:
+        """Return the CRC32C of the payload; 0 for messages without one."""
+        try:
+            return self._checksum
+        except AttributeError:
+            pass
+        checksum = crc32c(self._payload() or b"")
+        object.__setattr__(self, "_checksum", checksum)
+        return checksum
 
     def frame_size(self) -> int:
         """Return the bytes of the message's frame, header included.
@@ -92,7 +112,8 @@ class Message:
             ValueError: the map would exceed 4 KiB.
 
         """
-        return encode_frame(self.type, self.stream, self.seq, self._map(), self._payload())
+        meta, payload = self._map(), self._payload()
+        return encode_frame(self.type, self.stream, self.seq, meta, payload, self.payload_checksum())
 
     @classmethod
     def decode(cls, frame: Frame) -> Self:
@@ -106,16 +127,16 @@ class Message:
         found: dict[str, Any] = {"stream": frame.stream, "seq": frame.seq if cls.has_seq else 0}
         if frame.payload is not None:
             found["payload"] = frame.payload
-        known = {field.name for field in dataclasses.fields(cls)}
+        inside = _plan(cls).inside
         for key, value in values.items():
-            if key in known and key not in found:
+            if key in inside:
                 found[key] = value
             elif key.startswith("!"):
                 raise RemoteProtocolError(
                     ErrorCode.UNSUPPORTED, f"{cls.type.name} has an unknown critical key"
                 )
         try:
-            return cls(**found)
+            message = cls(**found)
         except TypeError:
             missing = [
                 field.name
@@ -126,6 +147,32 @@ class Message:
             raise RemoteProtocolError(ErrorCode.DECODE, text_) from None
         except ValueError as exc:
             raise RemoteProtocolError(ErrorCode.SCHEMA_MISMATCH, str(exc)) from None
+        object.__setattr__(message, "_checksum", frame.checksum)
+        return message
+
+
+class _Plan(NamedTuple):
+    """What is needed of a message class again and again.
+
+    Attributes:
+        rules: name and rule of each field.
+        inside: names of the fields that are in the map, in order.
+
+    """
+
+    rules: tuple[tuple[str, Rule], ...]
+    inside: tuple[str, ...]
+
+
+_PLANS: dict[type[Message], _Plan] = {}
+
+
+def _plan(cls: type[Message]) -> _Plan:
+    plan = _PLANS.get(cls)
+    if plan is None:
+        rules = tuple((field.name, field.metadata["rule"]) for field in dataclasses.fields(cls))
+        plan = _PLANS[cls] = _Plan(rules, tuple(name for name, _ in rules if name not in _OUTSIDE))
+    return plan
 
 
 def buffer(value: object) -> None:

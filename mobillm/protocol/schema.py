@@ -38,6 +38,8 @@ def integer(low: int, high: int) -> Rule:
     """Accept an integer from ``low`` to ``high``; booleans are not integers."""
 
     def check(value: object) -> None:
+        if type(value) is int and low <= value <= high:
+            return  # nearly always
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError(f"an integer from {low} to {high}")
 
@@ -132,11 +134,11 @@ def _no_extension(code: int, data: bytes) -> None:
     raise ValueError("an extension type")
 
 
-def _check_depth(value: object, depth: int = 1) -> None:
-    if isinstance(value, dict | tuple):
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH}")
-        for item in value.values() if isinstance(value, dict) else value:
+def _check_depth(value: dict[str, Any] | tuple[Any, ...], depth: int = 1) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    for item in value.values() if type(value) is dict else value:
+        if type(item) is dict or type(item) is tuple:
             _check_depth(item, depth + 1)
 
 

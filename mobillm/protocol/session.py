@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from ..formats import MAX_RANK, Format
@@ -137,8 +138,7 @@ class Data(Message):
     payload: bytes | memoryview = wire(buffer)
 
     def _check(self) -> None:
-        head = (self.format, self.block, self.shape)
-        if any(part is None for part in head) != all(part is None for part in head):
+        if not (self.format is None) == (self.block is None) == (self.shape is None):
             raise ValueError("DATA must hold all of format, block and shape, or none")
         if (self.offset == 0) != (self.shape is not None):
             raise ValueError("DATA must hold the tensor's header in the first part only")
@@ -155,11 +155,16 @@ class Data(Message):
         """Return the tensor's header; only the first part has one."""
         if self.format is None or self.block is None or self.shape is None:
             raise ValueError("only a tensor's first part has a header")
-        try:
-            code = Format(self.format)
-        except ValueError:
-            raise ValueError("DATA.format must be a known packed format") from None
-        return TensorHeader(code, self.block, self.shape, self.equalizer)
+        return _header(self.format, self.block, self.shape, self.equalizer)
+
+
+@functools.lru_cache(maxsize=64)  # the tensors of a batch are alike
+def _header(code: int, block: int, shape: tuple[int, ...], equalizer: int | None) -> TensorHeader:
+    try:
+        known = Format(code)
+    except ValueError:
+        raise ValueError("DATA.format must be a known packed format") from None
+    return TensorHeader(known, block, shape, equalizer)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,12 +67,16 @@ class TensorHeader:
     Raises:
         ValueError: the three do not describe a tensor.
 
+    Attributes:
+        size: exact bytes of the packed tensor.
+
     """
 
     format: Format
     block: int
     shape: tuple[int, ...]
     equalizer: int | None = None
+    size: int = dataclasses.field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.format.is_block:
@@ -86,13 +90,9 @@ class TensorHeader:
             raise ValueError("a dimension that is not from 1 to 2**31 - 1")
         if self.equalizer is not None and not self.format.is_block:
             raise ValueError("an equalizer for a format without blocks")
+        object.__setattr__(self, "size", packed_size(self.format, self.block, self.shape))
 
     @property
     def values(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Exact bytes of the packed tensor."""
-        return packed_size(self.format, self.block, self.shape)

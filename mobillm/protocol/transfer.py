@@ -7,9 +7,8 @@ turns into the local or the remote error.
 
 from __future__ import annotations
 
-import crc32c
-
 from ..errors import ErrorCode
+from .checksum import append
 from .session import Abort, Blob, Commit, Data, Weights
 from .tensors import tensor_name
 
@@ -63,7 +62,7 @@ class BatchTransfer:
             self._seen.add(message.tensor)
             self._size += total
         self.seq, self._tensor, self._offset, self._total = message.seq, message.tensor, end, total
-        self._checksum = crc32c.crc32c(message.payload, self._checksum)
+        self._checksum = append(self._checksum, message.payload, message.payload_checksum())
 
     def _check_begin(self, message: Data) -> int:
         self._check_end()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ..protocol import Abort, Blob, Commit, Data, Eval, Message, Open, Ping, Pull
 
-__all__ = ["Budget", "TokenBucket"]
+__all__ = ["CHARGED", "Budget", "TokenBucket"]
 
 Clock = Callable[[], float]
 

@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..options import Limits, Timeouts
 from ..protocol import Auth, Bye, Endpoint, Goaway, Message, Phase, Ping, Pong, Role, Welcome
-from .budget import Budget
+from .budget import CHARGED, Budget
 from .sockets import peer_of, tune, unsent
 
 __all__ = ["ALPN", "Connection"]
@@ -130,8 +130,8 @@ class Connection(asyncio.BufferedProtocol):
         """Take received bytes in."""
         self.bytes_received += nbytes
         self._last_read = self._loop.time()
-        self.endpoint.buffer_updated(nbytes)
-        self._after()
+        if self.endpoint.buffer_updated(nbytes):
+            self._after()
 
     def eof_received(self) -> bool:
         """Close when the peer has."""
@@ -217,7 +217,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.post(Pong(data=message.data, time=time.monotonic_ns() // 1000))
         elif isinstance(message, Pong):
             self._measure(message)
-        elif isinstance(message, Welcome | Auth):
+        elif isinstance(message, (Welcome, Auth)):
             self._arm(self.timeouts.keepalive)
             if not self._opened.done():
                 self._opened.set_result(None)
@@ -295,6 +295,8 @@ class Connection(asyncio.BufferedProtocol):
             self.clock_offset = message.time / 1e6 - (sent + now) / 2
 
     def _wake(self) -> None:
+        if not self._waiters:
+            return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -388,8 +390,7 @@ class Connection(asyncio.BufferedProtocol):
             ConnectionClosed: the connection is gone.
 
         """
-        charged = getattr(message, "payload", None) is not None or message.type.name == "COMMIT"
-        charged = charged and self.endpoint.role is Role.DEVICE
+        charged = isinstance(message, CHARGED) and self.endpoint.role is Role.DEVICE
         while True:
             if self._is_gone():
                 raise self._closed()

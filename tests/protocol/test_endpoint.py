@@ -22,6 +22,7 @@ from mobillm.protocol import (
     Data,
     Detach,
     Error,
+    Eval,
     FrameType,
     Goaway,
     Metrics,
@@ -30,6 +31,7 @@ from mobillm.protocol import (
     Phase,
     Ping,
     Pong,
+    Pull,
     Weights,
 )
 from tests.helpers import (
@@ -217,6 +219,33 @@ def test_bytes_after_the_closing_frame_are_dropped() -> None:
     pair.device.receive_data(wire_bytes([Error(code=28), Ping(data=bytes(8))]))
     assert [event.type for event in pair.device.events_received()] == [FrameType.ERROR]
     assert closing(pair.device) == (ConnectionClosedError, 28)
+
+
+def test_what_is_dropped_unread_is_counted() -> None:
+    """[K-29] [V-3] [S-5] Unknown optional frames, and uncharged ones of a failed stream, until the end."""
+    pair = EndpointPair.attached()
+    pair.server.send(Error(stream=1, code=28))
+    late = wire_bytes([make_data(), Eval(stream=1), Pull(stream=1)])  # DATA is charged
+    pair.server.receive_data(raw_frame(0x80, b"") * 2 + late)
+    assert pair.server.events_received() == []
+    assert pair.server.dropped == 4
+    pair.server.fail(ErrorCode.INTERNAL, "the end")
+    pair.server.receive_data(raw_frame(0x80, b"") + late)
+    assert pair.server.dropped == 4
+
+
+def test_long_payloads_have_something_to_take_out_at_their_end_only() -> None:
+    """A transport need not look for messages while a long payload arrives."""
+    pair = EndpointPair.attached()
+    data = wire_bytes(make_data(1, 0, bytes(20000)))
+    told = []
+    while data:
+        into = pair.server.get_buffer()
+        count = min(len(into), len(data), 5000)
+        into[:count] = data[:count]
+        data = data[count:]
+        told.append((pair.server.buffer_updated(count), len(pair.server.events_received())))
+    assert told == [(False, 0)] * 4 + [(True, 1)]
 
 
 @pytest.mark.parametrize("message", examples(), ids=lambda message: message.type.name)

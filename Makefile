@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # Two processes share the tests: whichever is done takes over what the other one has left.
 WORKERS := --numprocesses 2 --dist worksteal
 
-.PHONY: setup demo test check style types faults bench clean
+.PHONY: setup demo test check style types coverage fuzz faults bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,20 @@ style: $(VENV)/.all
 
 types: $(VENV)/.all
 	$(BIN)/mypy
+
+# Branches of the protocol core that its own tests do not reach: none.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m coverage run -m pytest tests/protocol
+	$(BIN)/python -m coverage report
+
+# Both targets for so many seconds each; what is found is in .cache/fuzz.
+FUZZ_SECONDS ?= 120
+fuzz: $(VENV)/.fuzz
+	for target in endpoint tensor; do \
+	  mkdir -p .cache/fuzz/$$target && $(BIN)/python -m tests.fuzz.run $$target \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -artifact_prefix=.cache/fuzz/ \
+	    .cache/fuzz/$$target tests/fuzz/corpus/$$target || exit 1; \
+	done
 
 # The whole fault table, slow rows included; needs root for network namespaces.
 faults: $(VENV)/.dev

@@ -26,6 +26,7 @@ from ..device.finetune import finetune_async
 from ..device.progress import Progress
 from ..nn.backbone import Backbone, OnTap
 from ..nn.cache import cache_directory
+from ..nn.ending import common_ending
 from ..nn.evaluation import evaluate
 from ..nn.heads import FrozenHead, export_lm_head
 from ..nn.models import resolve_model
@@ -159,6 +160,7 @@ async def _head_only(
     args: argparse.Namespace, backbone: Recorder, train: list[Example], heldout: list[Example]
 ) -> dict[str, float]:
     """Train a head on the frozen model's last hidden state: one token per sample, from the same pass."""
+    ending = common_ending(example.text for example in train)
     batches = [
         batch
         for examples, apart in ((train, False), (heldout, True))
@@ -170,6 +172,7 @@ async def _head_only(
             max_length=MAX_LENGTH,
             seed=0,
             heldout=apart,
+            ending=ending,
         )
     ]
     model = dataclasses.replace(backbone.model_spec(), taps=(backbone.layers,))

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         max_length=config.max_length,
         seed=0,
+        ending=config.ending,
     )
     figures = evaluate(tuned, ((batch.input_ids, batch.targets) for batch in batches))
     figures["seconds"] = round(time.monotonic() - start, 3)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
+from ..nn.ending import close_text
 from .dataset import LARGEST_TARGET, Example
 from .pipeline import TokenBatch
 
@@ -33,6 +34,7 @@ def make_batches(
     max_length: int,
     seed: int,
     heldout: bool = False,
+    ending: str = "",
 ) -> list[TokenBatch]:
     """Tokenize examples and cut them into batches.
 
@@ -44,6 +46,8 @@ def make_batches(
         max_length: most tokens of a sample; longer ones are cut.
         seed: of the order.
         heldout: whether the batches are for evaluation only.
+        ending: given to texts without a final mark, see :mod:`mobillm.nn.ending`; ``causal-lm`` takes
+            texts as they are.
 
     Returns:
         batches in the order they are to be sent.
@@ -52,7 +56,7 @@ def make_batches(
         DataError: an example has no tokens, or no target to learn from that fits the task.
 
     """
-    samples = _tokenize(backbone, examples, task, max_length)
+    samples = _tokenize(backbone, examples, task, max_length, ending)
     order = list(range(len(samples)))
     generator = random.Random(seed)
     generator.shuffle(order)
@@ -73,14 +77,17 @@ def _batch(samples: list[_Sample], task: str, heldout: bool) -> TokenBatch:
     return TokenBatch([ids for ids, _ in samples], targets, heldout)
 
 
-def _tokenize(backbone: Backbone, examples: Sequence[Example], task: str, max_length: int) -> list[_Sample]:
+def _tokenize(
+    backbone: Backbone, examples: Sequence[Example], task: str, max_length: int, ending: str
+) -> list[_Sample]:
     if task == "causal-lm":
         return _tokenize_language(backbone, examples, max_length)
     pairs = [(example.text, example.pair) for example in examples]
     if any(pair is not None for _, pair in pairs):
-        ids = backbone.tokenize_pairs([(text, pair or "") for text, pair in pairs], max_length)
+        closed = [(text, close_text(pair or "", ending)) for text, pair in pairs]
+        ids = backbone.tokenize_pairs(closed, max_length)
     else:
-        ids = backbone.tokenize([text for text, _ in pairs], max_length)
+        ids = backbone.tokenize([close_text(text, ending) for text, _ in pairs], max_length)
     samples = []
     for number, (example, sample) in enumerate(zip(examples, ids, strict=True), 1):
         expected = _expected_target(example.target, task)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ..errors import ConfigError, ModelError
+from ..nn.ending import common_ending
 from ..nn.heads import FrozenHead, export_lm_head
 from ..nn.sidetuned import SideConfig, save_side
 from ..options import Limits, Timeouts
@@ -91,6 +92,7 @@ class _Job:
     head: bytes | None
     labels: tuple[str, ...] | None
     max_length: int
+    ending: str
 
     @property
     def samples(self) -> int:
@@ -246,7 +248,7 @@ async def _run(
     weights = await uplink.pull()
     output = options.get("output")
     if output is not None:
-        config = SideConfig(spec=job.spec, max_length=job.max_length, labels=job.labels)
+        config = SideConfig(spec=job.spec, max_length=job.max_length, labels=job.labels, ending=job.ending)
         await asyncio.to_thread(save_side, output, weights, config)
     values = pipeline.tokens * job.spec.model.hidden_size * len(job.spec.model.taps)
     return Report(
@@ -296,6 +298,9 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
     side = options.get("side", SideSpec())
     if not backbone.causal:
         side = dataclasses.replace(side, causal=False, pool="first")
+    ending = ""
+    if task != "causal-lm" and side.pool == "last":
+        ending = common_ending(example.pair or example.text for example in dataset)
 
     def batches(examples: Sequence[Example], heldout: bool) -> list[TokenBatch]:
         return make_batches(
@@ -306,6 +311,7 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
             max_length=max_length,
             seed=seed,
             heldout=heldout,
+            ending=ending,
         )
 
     train = batches(dataset, heldout=False)
@@ -325,7 +331,8 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
     heldout = options.get("heldout")
     everything = train + (batches(heldout, heldout=True) if heldout else [])
     labels = options.get("labels")
-    return _Job(backbone, spec, everything, head, None if labels is None else tuple(labels), max_length)
+    names = None if labels is None else tuple(labels)
+    return _Job(backbone, spec, everything, head, names, max_length, ending)
 
 
 def _outputs(task: str, labels: Sequence[str] | None, dataset: Sequence[Example], head: bytes | None) -> int:

@@ -29,6 +29,7 @@ class SideConfig:
         spec: the session it was trained in.
         max_length: most tokens of a sample, as in training.
         labels: name of each class, in order; None when they have none.
+        ending: what texts without a final mark were given, see :mod:`mobillm.nn.ending`; empty for nothing.
         weights: SHA-256 of the weights' file, 64 hex digits; None when it is not known. It is
             :func:`save_side` that fills it in.
 
@@ -37,6 +38,7 @@ class SideConfig:
     spec: SessionSpec
     max_length: int
     labels: tuple[str, ...] | None = None
+    ending: str = ""
     weights: str | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +60,7 @@ class SideConfig:
             "spec": self.spec.to_map(),
             "labels": labels,
             "max_length": self.max_length,
+            "ending": self.ending,
             "weights": self.weights,
         }
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -98,6 +101,7 @@ class SideConfig:
         for name, kind, expected in (
             ("format", int, str(_FORMAT)),
             ("max_length", int, f"1 to {MAX_LENGTH}"),
+            ("ending", str, "a text, as it was in training"),
         ):
             if type(content.get(name)) is not kind:
                 raise ConfigError(name, _short(content.get(name)), expected)
@@ -110,6 +114,7 @@ class SideConfig:
         return cls(
             spec=SessionSpec.from_map(content.get("spec")),
             max_length=content["max_length"],
+            ending=content["ending"],
             labels=None if labels is None else tuple(labels),
             weights=weights,
         )

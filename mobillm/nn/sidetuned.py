@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, ModelError
 from ..spec import SessionSpec
 from .backbone import Backbone
+from .ending import close_text
 from .heads import FrozenHead, export_lm_head
 from .saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config, read_weights, save_side
 from .side import SideCache, SideNetwork
@@ -196,10 +197,11 @@ class SideTuned:
         )
 
     def _encode(self, text: str | tuple[str, str]) -> list[int]:
-        length = self.config.max_length
+        length, ending = self.config.max_length, self.config.ending
         if isinstance(text, str):
-            return self.backbone.tokenize([text], length)[0]
-        return self.backbone.tokenize_pairs([text], length)[0]
+            return self.backbone.tokenize([close_text(text, ending)], length)[0]
+        first, second = text
+        return self.backbone.tokenize_pairs([(first, close_text(second, ending))], length)[0]
 
     def _taps(self, samples: Sequence[Sequence[int]]) -> list[Tensor]:
         taps: list[Tensor] = []

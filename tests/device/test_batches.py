@@ -45,6 +45,26 @@ def test_classification(backbone: Backbone) -> None:
     assert 4 * GROUP < 100  # more than one group
 
 
+def test_ending(backbone: Backbone) -> None:
+    """A text without a final mark, or the second of a pair, gets the ending; causal-lm takes it as it is."""
+    for example, text in (
+        (Example("w5 w6", target=0), "w5 w6 ."),
+        (Example("w5 !", target=0), "w5 !"),
+        (Example("w5", pair="w6 w7", target=0), ("w5", "w6 w7 .")),
+    ):
+        (batch,) = make_batches(
+            backbone, [example], task="classification", batch_size=4, max_length=9, seed=0, ending=" ."
+        )
+        expected = (
+            backbone.tokenize([text], 9) if isinstance(text, str) else backbone.tokenize_pairs([text], 9)
+        )
+        assert batch.input_ids == expected
+    (batch,) = make_batches(
+        backbone, [Example("w5 w6")], task="causal-lm", batch_size=4, max_length=9, seed=0, ending=" ."
+    )
+    assert batch.input_ids == backbone.tokenize(["w5 w6"], 9)
+
+
 def test_the_order_depends_on_the_seed(backbone: Backbone) -> None:
     """The same seed gives the same order, another one another."""
 

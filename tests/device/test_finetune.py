@@ -137,6 +137,20 @@ def test_language_model(server: str, backbone: Backbone, tmp_path: pathlib.Path)
     assert tuned.generate("w5 w6", 2).split() == ["w7", "w8"]
 
 
+def test_texts_are_closed_as_most_are(server: str, backbone: Backbone, tmp_path: pathlib.Path) -> None:
+    """Where texts end in a mark now and then, the others get it, held-out ones too; the result says so."""
+    data = [Example("w5 w6 .", target=0), Example("w7 w8", target=1)]
+    heldout = [Example("w9", target=0)]
+    report = finetune(backbone, data, server=server, token=TOKEN, heldout=heldout, side=SIDE, output=tmp_path)
+    closed = backbone.tokenize(["w5 w6 .", "w7 w8 .", "w9 ."], 128)
+    assert report.tokens == sum(map(len, closed))
+    assert SideTuned.from_pretrained(backbone, tmp_path).config.ending == " ."
+    pooled = dataclasses.replace(SIDE, pool="mean")  # reads every position, so texts stay as they are
+    report = finetune(backbone, data, server=server, token=TOKEN, side=pooled, output=tmp_path / "mean")
+    assert report.tokens == sum(map(len, closed[:2])) - 1
+    assert SideTuned.from_pretrained(backbone, tmp_path / "mean").config.ending == ""
+
+
 def test_regression(server: str, backbone: Backbone) -> None:
     """Values are trained on as well; nothing needs to be saved."""
     data = [Example(e.text, target=float(e.target or 0) + 0.5) for e in examples(32)]

@@ -18,7 +18,7 @@ from tests.nn.tiny import session
 def test_files(tmp_path: Path) -> None:
     """The directory holds exactly the two files, and both survive the round trip."""
     folder = tmp_path / "new"
-    config = SideConfig(spec=session(), max_length=7, labels=("a", "b"))
+    config = SideConfig(spec=session(), max_length=7, labels=("a", "b"), ending=" .")
     save_side(folder, b"weights", config)
     assert {entry.name for entry in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
     found = read_config(folder)
@@ -64,6 +64,7 @@ def test_missing_files(tmp_path: Path) -> None:
         {"max_length": 10**7},
         {"spec": None},
         {"weights": 5},
+        {"ending": None},
     ],
 )
 def test_bad_configuration(change: dict[str, Any]) -> None:

@@ -101,6 +101,21 @@ def test_predict(tmp_path: Path, architecture: str) -> None:
     assert tuned.predict([]) == []
 
 
+def test_predict_closes_texts(tmp_path: Path) -> None:
+    """A text without a final mark is given the ending that the training texts had."""
+    backbone = _backbone("llama", lm_head=False)
+    spec = session(outputs=2, causal=True)
+    network = _disturbed(SideNetwork.from_spec(spec))
+    for ending, same in ((" .", True), ("", False)):
+        config = SideConfig(spec=spec, max_length=8, ending=ending)
+        save_side(tmp_path, network.state_bytes(), config)
+        tuned = SideTuned.from_pretrained(backbone, tmp_path)
+        texts: list[str | tuple[str, str]] = ["w5 w6", "w5 w6 .", ("w7", "w5"), ("w7", "w5 .")]
+        open_text, closed, open_pair, closed_pair = (entry.scores for entry in tuned.predict(texts))
+        assert (open_text == pytest.approx(closed, abs=1e-5)) is same
+        assert (open_pair == pytest.approx(closed_pair, abs=1e-5)) is same
+
+
 def test_predict_values(tmp_path: Path) -> None:
     """A regression gives values without labels."""
     backbone = _backbone("gpt2", lm_head=False)

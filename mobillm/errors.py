@@ -39,8 +39,10 @@ __all__ = [
     "QuantizationError",
     "RemoteError",
     "RemoteProtocolError",
+    "Retry",
     "StorageError",
     "describe_code",
+    "retry_of",
 ]
 
 
@@ -76,6 +78,44 @@ class ErrorCode(enum.IntEnum):
     DRAINING = 26
     STORAGE_FULL = 27
     INTERNAL = 28
+
+
+class Retry(enum.Enum):
+    """What the receiver of an error code may do: the column *retry* of ``docs/protocol.md``."""
+
+    NO = "no"  # a person must act
+    YES = "yes"  # connect again, attach, go on
+    AFTER = "after"  # the same once retry_after is over
+
+
+_RETRIES = {
+    Retry.YES: (
+        ErrorCode.NO_ERROR,
+        ErrorCode.CRC_HEADER,
+        ErrorCode.CRC_BODY,
+        ErrorCode.HANDSHAKE_TIMEOUT,
+        ErrorCode.IDLE_TIMEOUT,
+        ErrorCode.GAP,
+        ErrorCode.STALE_EPOCH,
+        ErrorCode.SLOW_CONSUMER,
+    ),
+    Retry.AFTER: (
+        ErrorCode.QUOTA,
+        ErrorCode.CALM,
+        ErrorCode.SERVER_BUSY,
+        ErrorCode.DRAINING,
+        ErrorCode.STORAGE_FULL,
+        ErrorCode.INTERNAL,
+    ),
+}
+
+
+def retry_of(code: int) -> Retry:
+    """Return what may be done after an error; codes this version does not know say it by ``retry_after``."""
+    for retry, codes in _RETRIES.items():
+        if code in codes:
+            return retry
+    return Retry.NO if code in set(ErrorCode) else Retry.AFTER
 
 
 def describe_code(code: int) -> str:
@@ -179,18 +219,20 @@ class ConnectionClosed(MobiLLMError):
     Args:
         code: error code of the closing frame, or None when the transport broke without one.
         text: what is known about the reason.
+        retry_after: seconds to wait before another connection; None when the peer has not said.
 
     """
 
-    def __init__(self, code: int | None, text: str) -> None:
-        super().__init__(code, text)
+    def __init__(self, code: int | None, text: str, retry_after: float | None = None) -> None:
+        super().__init__(code, text, retry_after)
         self.code = code
         self.text = text
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         if self.code is None:
             return f"connection lost: {self.text}"
-        return f"connection closed: {describe_code(self.code)}: {self.text}"
+        return f"connection closed: {describe_code(self.code)}: {self.text}{_again(self.retry_after)}"
 
 
 class ConnectionClosedOK(ConnectionClosed):

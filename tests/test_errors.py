@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pathlib
+import re
 
 import pytest
 
@@ -23,8 +25,10 @@ from mobillm.errors import (
     QuantizationError,
     RemoteError,
     RemoteProtocolError,
+    Retry,
     StorageError,
     describe_code,
+    retry_of,
 )
 
 EXAMPLES: list[tuple[MobiLLMError, str]] = [
@@ -40,6 +44,7 @@ EXAMPLES: list[tuple[MobiLLMError, str]] = [
     (ConnectionClosed(None, "reset by peer"), "connection lost: reset by peer"),
     (ConnectionClosedOK(0, "goodbye"), "connection closed: NO_ERROR: goodbye"),
     (ConnectionClosedError(24, "reads too slowly"), "connection closed: SLOW_CONSUMER: reads too slowly"),
+    (ConnectionClosedError(23, "too many", 10.0), "connection closed: CALM: too many; try again in 10 s"),
     (RemoteError(20, "no such session"), "SESSION_UNKNOWN: no such session"),
     (RemoteError(26, "it stops", 5.0), "DRAINING: it stops; try again in 5 s"),
     (HandshakeError(8, "wrong token"), "AUTH_FAILED: wrong token"),
@@ -115,3 +120,14 @@ def test_unknown_codes_have_a_name_too() -> None:
     assert describe_code(3) == "FLOW_CONTROL"
     assert describe_code(29) == "UNKNOWN(29)"
     assert describe_code(-1) == "UNKNOWN(-1)"
+
+
+def test_retries_are_those_of_the_specification() -> None:
+    """[E-9] The column *retry* of the table of codes; unknown codes depend on what the peer says."""
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| ([A-Z_]+) \| [csb, ]+ \| (no|yes|after) \|", text, re.MULTILINE)
+    assert [(int(code), name) for code, name, _ in rows] == [(code.value, code.name) for code in ErrorCode]
+    assert {name: retry_of(int(code)).value for code, name, _ in rows} == {
+        name: retry for _, name, retry in rows
+    }
+    assert retry_of(4711) is Retry.AFTER

@@ -12,24 +12,22 @@ import asyncio
 import collections
 import dataclasses
 import logging
-import math
-import random
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
 from ..codec import Equalizer, PackedTensor
 from ..errors import (
     ConnectionClosed,
+    ConnectionClosedOK,
     ErrorCode,
     HandshakeError,
     LocalProtocolError,
-    MobiLLMError,
     RemoteError,
 )
-from ..protocol import Evaluated, Finished, Metrics
+from ..protocol import Evaluated, Finished, Goaway, Metrics
 from ..spec import SessionSpec
 from .client import Client
+from .patience import Patience, Setback
 from .session import Batch, Session
 
 __all__ = ["Equalizers", "KeptBatch", "Uplink"]
@@ -39,12 +37,6 @@ logger = logging.getLogger("mobillm.device")
 T = TypeVar("T")
 Equalizers = Mapping[int, tuple[int, Equalizer]]  # see Session.equalizers
 Dial = Callable[[], Awaitable[Client]]
-
-# Full jitter (between 0 and the bound), so that many devices do not come back at once.
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds
-
-# Refusals of an attachment that pass by themselves: the server has no room now, stops, or its disk is full.
-PASSING = (ErrorCode.SERVER_BUSY, ErrorCode.DRAINING, ErrorCode.STORAGE_FULL)
 
 
 @dataclasses.dataclass(slots=True)
@@ -81,14 +73,15 @@ class Uplink:
         session: id of a session that exists; None starts one.
         equalizers: those that a device which was stopped had sent in that session; None: not known.
         keep: packed bytes that may be kept; sending waits for the server's disk beyond that.
-        patience: seconds after a loss in which connecting is tried again; 0 gives up at once, None never.
+        patience: seconds after a loss in which coming back is tried; 0 gives up at once, None never. See
+            :class:`~mobillm.device.patience.Patience`.
 
     Attributes:
         metrics: the server's last METRICS; None before the first.
         on_metrics: called with each METRICS on the event loop; None calls nobody.
         on_equalizers: called in a thread with the session's equalizers before a batch with new ones is
             complete, so that they can be stored; None calls nobody.
-        losses: how many connections were lost.
+        losses: how many connections ended before the session did.
         resent: how many batches were sent again, whole or in part.
 
     """
@@ -115,7 +108,7 @@ class Uplink:
         self._id = session
         self._equalizers = {} if session is None else equalizers
         self._keep = keep
-        self._patience = patience
+        self._patience = Patience(patience)
         self._client: Client | None = None
         self._session: Session | None = None
         self._open_batch: Batch | None = None  # on the present connection
@@ -157,10 +150,12 @@ class Uplink:
     # Batches.
 
     async def begin(self, samples: int, *, heldout: bool = False) -> KeptBatch:
-        """Begin the next batch; waits while too much is kept."""
+        """Begin the next batch; waits while too much is kept, and leaves a server that is about to stop."""
         while self._kept and sum(batch.size for batch in self._kept) > self._keep:
             await self._over_losses(lambda session: session.wait_durable(self._kept[0].seq))
             self._forget()
+        if self._client is not None and self._client.draining is not None:
+            await self._depart(self._client.draining)
         seq = self._kept[-1].seq + 1 if self._kept else self.session.sent + 1
         batch = KeptBatch(seq, samples, heldout)
         self._kept.append(batch)
@@ -170,7 +165,7 @@ class Uplink:
         """Send one tensor of the batch that was begun last; its memory must not change any more.
 
         Raises:
-            RemoteError: the server ended the session.
+            RemoteError: the server ended the session, and it cannot go on.
             ConnectionClosed: the connection was lost, and patience with it.
 
         """
@@ -179,7 +174,7 @@ class Uplink:
             if self._open_batch is None:
                 self._open_batch = self.session.begin(batch.samples, heldout=batch.heldout)
             await self._open_batch.send(tensor, packed)
-        except ConnectionClosed as exc:
+        except (ConnectionClosed, RemoteError) as exc:
             await self._recover(exc)  # sends all that is kept, this tensor too
 
     async def commit(self, batch: KeptBatch) -> None:
@@ -187,7 +182,7 @@ class Uplink:
 
         Raises:
             ConfigError: the tensors are not those that the spec asks for.
-            RemoteError: the server ended the session.
+            RemoteError: the server ended the session, and it cannot go on.
             ConnectionClosed: the connection was lost, and patience with it.
 
         """
@@ -199,7 +194,7 @@ class Uplink:
         try:
             await self._open_batch.commit()
             self._open_batch = None
-        except ConnectionClosed as exc:
+        except (ConnectionClosed, RemoteError) as exc:
             await self._recover(exc)
         except BaseException:
             batch.whole = False
@@ -247,7 +242,7 @@ class Uplink:
         while True:
             try:
                 return await work(self.session)
-            except ConnectionClosed as exc:
+            except (ConnectionClosed, RemoteError) as exc:
                 await self._recover(exc)
 
     # Connections.
@@ -279,29 +274,36 @@ class Uplink:
         if self.on_metrics is not None:
             self.on_metrics(metrics)
 
-    async def _recover(self, cause: ConnectionClosed) -> None:
-        """Connect again and send what the server has not received, until patience runs out."""
+    async def _depart(self, goaway: Goaway) -> None:
+        """Leave a server that is about to stop, once what was sent is durable or its time is over."""
+        logger.warning("= the server is about to stop; leaving it")
+        try:
+            async with asyncio.timeout(goaway.grace):
+                await self.session.wait_durable()
+        except (TimeoutError, ConnectionClosed, RemoteError):
+            pass  # what is not durable is sent again
+        self._forget()
+        await self._recover(ConnectionClosedOK(ErrorCode.NO_ERROR, "the server was about to stop"))
+
+    async def _recover(self, cause: ConnectionClosed | RemoteError) -> None:
+        """Connect again and send what the server has not received, as long as that can help."""
         self.losses += 1
-        deadline = math.inf if self._patience is None else time.monotonic() + self._patience
-        pause, least = FIRST_PAUSE, 0.0
-        last: MobiLLMError | TimeoutError = cause
-        while time.monotonic() < deadline:
-            logger.warning("= the connection was lost (%s); connecting again", last)
+        session = self.session
+        step = 0 if self.metrics is None else self.metrics.step
+        self._patience.begin(cause, (session.durable, session.applied, step))
+        last: Setback = cause
+        while True:
+            wait = self._patience.pause(last)
+            logger.warning("= %s; connecting again in %.1f s", last, wait)
             await self.close()
-            wait = least + random.uniform(0, pause)
-            await asyncio.sleep(min(wait, max(0.0, deadline - time.monotonic())))
-            pause, least = min(2 * pause, LONGEST_PAUSE), 0.0
+            await asyncio.sleep(wait)
             try:
                 await self._attach()
                 await self._resend()
-                return
-            except (ConnectionClosed, TimeoutError) as exc:
+            except (ConnectionClosed, HandshakeError, RemoteError, TimeoutError) as exc:
                 last = exc
-            except (HandshakeError, RemoteError) as exc:
-                if exc.retry_after is None or (isinstance(exc, RemoteError) and exc.code not in PASSING):
-                    raise
-                last, least = exc, exc.retry_after
-        raise last
+            else:
+                return
 
     async def _resend(self) -> None:
         """Send again what is kept and has not been received; the open batch stays open."""

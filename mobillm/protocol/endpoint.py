@@ -415,7 +415,7 @@ class Endpoint:
         elif isinstance(message, Reject):
             self._close(HandshakeError(message.code, message.text, message.retry_after))
         elif isinstance(message, Error):
-            self._close(ConnectionClosedError(message.code, message.text))
+            self._close(ConnectionClosedError(message.code, message.text, message.retry_after))
         elif self._goaway is not None:
             self._close(_departure(self._goaway))
         else:

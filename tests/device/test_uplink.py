@@ -14,10 +14,18 @@ import pytest
 from mobillm.device import Client, connect
 from mobillm.device.packing import pack_batch
 from mobillm.device.uplink import Equalizers, Uplink
-from mobillm.errors import ConfigError, ConnectionClosed, ErrorCode, HandshakeError, RemoteError
-from mobillm.options import Limits
+from mobillm.errors import (
+    ConfigError,
+    ConnectionClosed,
+    ErrorCode,
+    HandshakeError,
+    RemoteError,
+    StorageError,
+)
+from mobillm.options import Limits, Timeouts
 from mobillm.server import Gateway, serve
-from mobillm.server.refusal import refusal
+from mobillm.server.log import ActivationLog
+from mobillm.server.refusal import RETRY_AFTER, refusal
 from mobillm.spec import SessionSpec
 from tests.conftest import Run
 from tests.sessions import KEYS, QUICK, TOKEN, arrays, device, packed, serving, spec, train
@@ -259,7 +267,7 @@ def test_refusals_are_not_tried_again(run_once: Run, tmp_path: pathlib.Path) -> 
 def test_attachments_that_are_refused_for_a_time(
     run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    """[E-10] What passes by itself is waited for, at least as long as the server says; the rest is not."""
+    """[E-10] What passes by itself is waited for, at least as long as the server says."""
     attach = Gateway._attach
     attempts: list[float] = []
 
@@ -281,14 +289,72 @@ def test_attachments_that_are_refused_for_a_time(
             uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
             await uplink.start()
             uplink.session.connection.abort()
-            if code == "INTERNAL":
-                with pytest.raises(RemoteError, match=r"INTERNAL: not now; try again in 0\.3 s"):
-                    await send(uplink, 1, 1)
-            else:
-                await send(uplink, 1, 2)
-                await uplink.wait_durable()
-                assert all(later - one >= 0.3 for one, later in itertools.pairwise(attempts[1:]))
-                assert len(attempts) == 4
+            await send(uplink, 1, 2)
+            await uplink.wait_durable()
+            assert all(later - one >= 0.3 for one, later in itertools.pairwise(attempts[1:]))
+            assert len(attempts) == 4
+            await uplink.close()
+
+    run_once(main())
+
+
+def test_sessions_that_are_refused_for_a_time(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[E-9] A session that ends because the disk is full goes on when it is not; the weights are the same."""
+    append = ActivationLog.append
+    failures = itertools.count()
+
+    def failing(self: ActivationLog, batches: Any) -> None:
+        if batches[-1].seq >= 5 and next(failures) < 2:
+            raise StorageError("the disk is full")
+        append(self, batches)
+
+    async def main() -> None:
+        expected = await undisturbed(tmp_path / "a")
+        monkeypatch.setattr(ActivationLog, "append", failing)
+        monkeypatch.setitem(RETRY_AFTER, ErrorCode.STORAGE_FULL, 0.05)
+        async with serving(tmp_path / "b") as server:
+
+            async def dial() -> Client:
+                return await device(server)
+
+            uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
+            await uplink.start()
+            await send(uplink, 1, BATCHES)
+            assert await rest(uplink) == expected
+            assert uplink.losses == 2
+            await uplink.close()
+
+    run_once(main())
+
+
+def test_a_server_that_stops_is_left(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """[K-14] After GOAWAY no batch is begun: what was sent becomes durable, then the next server is found."""
+
+    async def main() -> None:
+        expected = await undisturbed(tmp_path / "a")
+        slow = Timeouts(keepalive=None, drain=5.0)
+        async with serve("127.0.0.1:0", keys=KEYS, directory=tmp_path / "b", timeouts=slow) as server:
+            address = server.address
+
+            async def dial() -> Client:
+                return await connect(address, token=TOKEN, timeouts=QUICK)
+
+            uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
+            await uplink.start()
+            await send(uplink, 1, 5)
+            first = uplink.session
+            stopping = asyncio.create_task(server.close())
+            while first.connection.is_open and uplink._client is not None and uplink._client.draining is None:
+                await asyncio.sleep(0.005)
+            more = asyncio.create_task(send(uplink, 6, BATCHES))
+            await asyncio.wait_for(stopping, 3.0)  # long before the time that the server would wait
+            assert (first.sent, first.durable) == (5, 5)
+        async with serve(address, keys=KEYS, directory=tmp_path / "b", timeouts=QUICK):
+            await more
+            assert await rest(uplink) == expected
+            assert (uplink.losses, uplink.resent) == (1, 0)
             await uplink.close()
 
     run_once(main())

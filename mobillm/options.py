@@ -67,6 +67,8 @@ class Limits:
         failed_logins: that one address may have before it must pause, a count; a tenant twice as many.
         sessions: sessions of one tenant that are attached or not finished, a count.
         stored: activations of one tenant on the server's disk.
+        parameters: of the largest side network that the server trains, a count; each takes about 20 bytes
+            of memory in training.
 
     """
 
@@ -83,6 +85,7 @@ class Limits:
     failed_logins: int = 10
     sessions: int = 64
     stored: int = 65536 * MIB
+    parameters: int = 128 << 20
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -99,6 +102,7 @@ class Limits:
             ("failed_logins", 0, 1 << 20),
             ("sessions", 1, 1 << 20),
             ("stored", 16 * KIB, 1 << 50),
+            ("parameters", 1, 1 << 40),
         ):
             value = getattr(self, name)
             if not (isinstance(value, int) and low <= value <= high):

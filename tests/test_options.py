@@ -52,6 +52,7 @@ def test_default_limits() -> None:
         "failed_logins": 10,
         "sessions": 64,
         "stored": 2**36,
+        "parameters": 2**27,
     }
 
 
@@ -71,6 +72,7 @@ def test_default_limits() -> None:
         ("failed_logins", 0, 2**20),
         ("sessions", 1, 2**20),
         ("stored", 2**14, 2**50),
+        ("parameters", 1, 2**40),
     ],
 )
 def test_bounds_of_limits(field: str, low: int, high: int) -> None:

@@ -30,6 +30,25 @@ SideCache = list[KeyValues]  # one entry per block of a ladder; empty for a para
 _ROWS = 256  # rows of logits held at once where only the best token is wanted
 
 
+def _trained_parts(
+    spec: SessionSpec, taps: int, source: MaskSource
+) -> tuple[Ladder | Parallel | None, PooledHead | None]:
+    """Make what is trained: the body, and the head where it is not the backbone's."""
+    width, side = spec.model.hidden_size, spec.side
+    body: Ladder | Parallel | None = None
+    if side.kind == "ladder":
+        body = Ladder(width, taps, side, source)
+    elif side.kind == "parallel":
+        body = Parallel(width, taps, side, source)
+    return body, None if spec.task == "causal-lm" else PooledHead(width, spec.outputs)
+
+
+def _count(spec: SessionSpec, taps: int) -> int:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        parts = _trained_parts(spec, taps, MaskSource(spec.seed))
+    return sum(p.numel() for part in parts if part is not None for p in part.parameters())
+
+
 class SideNetwork(nn.Module):
     """A side network of any kind and for any task, trained from ragged taps.
 
@@ -49,14 +68,8 @@ class SideNetwork(nn.Module):
         self.spec = spec
         self.frozen = head
         self._source = MaskSource(spec.seed)
-        model, side = spec.model, spec.side
-        self.body: Ladder | Parallel | None = None
-        if side.kind == "ladder":
-            self.body = Ladder(model.hidden_size, len(model.taps), side, self._source)
-        elif side.kind == "parallel":
-            self.body = Parallel(model.hidden_size, len(model.taps), side, self._source)
-        self.head = PooledHead(model.hidden_size, spec.outputs) if head is None else None
-        self.dropout = Dropout(side.dropout, self._source)
+        self.body, self.head = _trained_parts(spec, len(spec.model.taps), self._source)
+        self.dropout = Dropout(spec.side.dropout, self._source)
 
     @classmethod
     def from_spec(cls, spec: SessionSpec, head: FrozenHead | None = None) -> Self:
@@ -76,6 +89,13 @@ class SideNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
             return cls(spec, head)
+
+    @staticmethod
+    def count(spec: SessionSpec) -> int:
+        """Return how many parameters the network of a session would have; no memory is taken for them."""
+        # Each tap adds the same modules, so a thousand taps take no longer than two.
+        one, two = _count(spec, 1), _count(spec, 2)
+        return one + (len(spec.model.taps) - 1) * (two - one)
 
     def begin_step(self, step: int) -> None:
         """Make the dropout masks a function of the spec's seed and ``step``; call before each step's loss."""

@@ -15,7 +15,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..errors import (
     ConfigError,
@@ -30,7 +30,7 @@ from ..errors import (
 )
 from ..options import Limits
 from .auth import Transcript
-from .control import Auth, Challenge, Error, Goaway, Hello, Reject, Welcome
+from .control import Auth, Challenge, Error, Goaway, Hello, Ping, Reject, Welcome
 from .frames import HEADER_SIZE, MAX_META, VERSION, Frame, FrameBuffer
 from .message import Message
 from .messages import decode_message
@@ -59,6 +59,8 @@ class Endpoint:
         caps: capabilities; those both ends have, once the handshake is over.
         tenant: whose token signs the handshake; on a server, known once HELLO has come.
         close_exc: why the endpoint closed, or None while it has not.
+        on_ping: called with each PING while it is received, so that a PONG that is sent then comes before
+            whatever the frames behind it cause; None leaves it among the events.
 
     """
 
@@ -73,6 +75,7 @@ class Endpoint:
         self.caps = caps
         self.tenant = ""
         self.close_exc: MobiLLMError | None = None
+        self.on_ping: Callable[[Ping], None] | None = None
         self._nonce = nonce
         self._keys = keys
         self._transcript = Transcript()
@@ -341,7 +344,10 @@ class Endpoint:
             self._enter(message)
         else:
             self._note_end(message, "the peer")
-            self._events.append(message)
+            if isinstance(message, Ping) and self.on_ping is not None:
+                self.on_ping(message)
+            else:
+                self._events.append(message)
 
     def _receive_on_stream(self, message: Message, size: int) -> None:
         if self.phase not in _OPENED or (self.phase is Phase.CLOSING and self.role is Role.SERVER):

@@ -20,7 +20,7 @@ from .refusal import refusal
 from .registry import Registry, SessionRecord
 from .session import Session
 from .store import SessionStore
-from .trainer import Trainer
+from .trainer import Trainer, check_size
 from .workers import Workers
 
 __all__ = ["Gateway"]
@@ -256,7 +256,9 @@ class Gateway:
             # Another tenant's session is as unknown as none at all.
             own = session is not None and session.tenant == tenant and not session.record.cancelled
             return session if own else None
-        record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=SessionSpec.from_map(message.spec))
+        spec = SessionSpec.from_map(message.spec)
+        await self.workers.train(check_size, spec, self.limits.parameters)
+        record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=spec)
         store = await self.workers.write(SessionStore.create, self._directory, self._registry, record)
         session = Session(store, self.workers, self.device)
         self._add(session)

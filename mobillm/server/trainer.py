@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..codec import unpack_torch
-from ..errors import StorageError
+from ..errors import ConfigError, StorageError
 from ..nn.heads import FrozenHead
 from ..nn.side import SideNetwork
 from ..protocol import LENGTHS, TARGETS
@@ -25,9 +25,26 @@ from ..spec import OptimizerSpec, SessionSpec
 from .batch import Batch
 from .equalizers import Equalizers
 
-__all__ = ["Trainer", "learning_rate"]
+__all__ = ["Trainer", "check_size", "learning_rate"]
 
 FORMAT = "mobillm checkpoint 1"
+
+
+def check_size(spec: SessionSpec, limit: int) -> None:
+    """Check a network's size before memory is taken for it.
+
+    Args:
+        spec: the session.
+        limit: parameters that it may have.
+
+    Raises:
+        ConfigError: it would have more.
+
+    """
+    count = SideNetwork.count(spec)
+    if count > limit:
+        expected = f"at most {limit} on this server; choose a smaller side.width, fewer taps or fewer outputs"
+        raise ConfigError("the side network's number of parameters", count, expected)
 
 
 def learning_rate(spec: OptimizerSpec, step: int, total: int | None) -> float:

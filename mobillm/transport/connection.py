@@ -104,6 +104,7 @@ class Connection(asyncio.BufferedProtocol):
         self._ping_sent: tuple[bytes, float] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._opened = self._loop.create_future()
+        endpoint.on_ping = self._answer
 
     def __repr__(self) -> str:
         return f"<Connection {self.endpoint.role.value} {self.endpoint.phase.value} at {id(self):#x}>"
@@ -211,11 +212,19 @@ class Connection(asyncio.BufferedProtocol):
             self._opened.set_exception(self._closed())
             self._opened.exception()  # nobody may be waiting for it
 
+    def _answer(self, message: Ping) -> None:
+        """Answer a PING while it is received: a frame behind it in the same segment may end everything."""
+        if self._budget is not None:
+            self._require_calm(self._budget.spend(message))
+        if self.endpoint.is_closed() or self._transport is None or self._transport.is_closing():
+            return
+        self.endpoint.send(Pong(data=message.data, time=time.monotonic_ns() // 1000))
+        waiting = self._transport.get_write_buffer_size()
+        if waiting > self.limits.outbound:
+            self.endpoint.fail(ErrorCode.SLOW_CONSUMER, f"{waiting} bytes wait to be read by the peer")
+
     def _dispatch(self, message: Message) -> None:
-        if isinstance(message, Ping):
-            if not self.endpoint.is_closed():
-                self.post(Pong(data=message.data, time=time.monotonic_ns() // 1000))
-        elif isinstance(message, Pong):
+        if isinstance(message, Pong):
             self._measure(message)
         elif isinstance(message, (Welcome, Auth)):
             self._arm(self.timeouts.keepalive)

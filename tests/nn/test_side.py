@@ -12,7 +12,7 @@ from torch import Tensor
 from mobillm.errors import ConfigError, ModelError
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.side import SideCache, SideNetwork
-from mobillm.spec import SessionSpec
+from mobillm.spec import ModelSpec, OptimizerSpec, SessionSpec, SideSpec
 from tests.nn.tiny import (
     DECODERS,
     ENCODERS,
@@ -246,3 +246,33 @@ def test_head_must_fit() -> None:
         SideNetwork.from_spec(SessionSpec.from_map(lower), head)
     with pytest.raises(ModelError, match="cannot generate"):
         SideNetwork.from_spec(session()).step(sink_taps(1))
+
+
+@pytest.mark.parametrize("kind", ["ladder", "parallel", "head"])
+def test_count_is_that_of_the_network(kind: str) -> None:
+    """Counting gives the number of parameters, and uses neither memory nor the random state."""
+    spec = session(kind=kind, outputs=3)
+    state = torch.get_rng_state()
+    count = SideNetwork.count(spec)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert count == sum(parameter.numel() for parameter in SideNetwork.from_spec(spec).parameters())
+
+
+def test_count_without_the_frozen_head() -> None:
+    """A language model's head is neither needed for counting nor counted."""
+    spec, head = language_session(tiny_model("llama"))
+    network = SideNetwork.from_spec(spec, head)
+    assert SideNetwork.count(spec) == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_a_network_larger_than_any_memory_can_be_counted() -> None:
+    """The largest spec there is: a thousand blocks as wide as the widest model."""
+    model = ModelSpec(name="huge", hidden_size=65536, layers=1000, taps=tuple(range(1, 1001)))
+    huge = SessionSpec(
+        task="classification",
+        outputs=1 << 22,
+        model=model,
+        side=SideSpec(width=65536, heads=1),
+        optimizer=OptimizerSpec(schedule="constant"),
+    )
+    assert SideNetwork.count(huge) > 10**13

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,14 @@ from mobillm.codec import PackedTensor, pack, pack_integers
 from mobillm.device import Session
 from mobillm.errors import ConnectionClosedError, ErrorCode, RemoteError, StorageError
 from mobillm.formats import Format
+from mobillm.nn.side import SideNetwork
 from mobillm.options import Limits, Timeouts
 from mobillm.protocol import LENGTHS, TARGETS, Detach, Error, TensorHeader
 from mobillm.server.attachment import Attachment
 from mobillm.server.gateway import Gateway
 from mobillm.server.registry import SessionRecord
 from mobillm.server.store import SessionStore
+from mobillm.spec import ModelSpec, SessionSpec, SideSpec
 from tests.conftest import Run
 from tests.server.raw import Raw, raw
 from tests.sessions import device, packed, serving, spec, submit, train
@@ -39,6 +43,33 @@ def test_sessions_of_another_tenant_do_not_exist(run_once: Run, tmp_path: pathli
                 assert len(texts) == 1
             await submit(session, 1, 1)
             await session.wait_applied()
+
+    run_once(main())
+
+
+def test_networks_beyond_the_limit_are_refused(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[O-39] [O-16] [L-20] A network that is too large is refused before it is made; a smaller one is not."""
+    made: list[SessionSpec] = []
+    from_spec = SideNetwork.from_spec.__func__  # type: ignore[attr-defined]
+
+    def noted(cls: type[SideNetwork], what: SessionSpec, *options: Any) -> Any:
+        made.append(what)
+        return from_spec(cls, what, *options)
+
+    monkeypatch.setattr(SideNetwork, "from_spec", classmethod(noted))
+    huge = spec(model=ModelSpec(name="huge", hidden_size=65536, layers=4, taps=(2, 4)))
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            with pytest.raises(RemoteError, match=r"number of parameters is \d+; expected at most") as info:
+                await client.open(dataclasses.replace(huge, side=SideSpec(width=65536, heads=1)))
+            assert info.value.code == ErrorCode.SCHEMA_MISMATCH
+            assert not made
+            assert not list((tmp_path / "sessions").iterdir())
+            await client.open(spec())
+            assert made == [spec()]
 
     run_once(main())
 

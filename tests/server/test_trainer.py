@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from mobillm.errors import StorageError
+from mobillm.errors import ConfigError, StorageError
+from mobillm.nn.side import SideNetwork
 from mobillm.server.batch import Batch
-from mobillm.server.trainer import Trainer, learning_rate
+from mobillm.server.trainer import Trainer, check_size, learning_rate
 from mobillm.spec import CodecSpec, OptimizerSpec
 from tests.sessions import packed, spec
 
@@ -138,3 +139,12 @@ def test_checkpoints_of_other_sessions_are_refused() -> None:
     for data in (other.save({}), trainer.weights(), b"", b"junk" * 10):
         with pytest.raises(StorageError, match="does not fit"):
             trainer.load(data)
+
+
+def test_size_is_checked() -> None:
+    """A network with one parameter more than allowed is refused; the text says by how much and what to do."""
+    what = spec()
+    count = SideNetwork.count(what)
+    check_size(what, count)
+    with pytest.raises(ConfigError, match=rf"{count}; expected at most {count - 1} .* smaller side\.width"):
+        check_size(what, count - 1)

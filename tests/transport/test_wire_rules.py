@@ -166,6 +166,24 @@ def test_one_ping_at_a_time_and_stray_pongs(run: Run) -> None:
     run(main())
 
 
+def test_pings_ahead_of_a_refused_frame_are_answered(run: Run) -> None:
+    """[T-3] [K-8] [F-7] PING, PING and a frame that is refused in one segment: two PONG, then ERROR."""
+
+    async def main() -> None:
+        async with await server() as listening:
+            reader, writer = await dial(listening)
+            await log_in(reader, writer)
+            pings = [raw_frame(0x30, msgpack.packb({"data": bytes([number] * 8)})) for number in (1, 2)]
+            writer.write(b"".join([*pings, raw_frame(0x7F, b""), *pings]))
+            answers = [await frame_from(reader) for _ in range(3)]
+            assert [answer[3] for answer in answers] == [0x31, 0x31, 0x40]
+            assert [msgpack.unpackb(answer[32:])["data"][0] for answer in answers[:2]] == [1, 2]
+            assert await reader.read() == b""
+            writer.close()
+
+    run(main())
+
+
 async def _talk(connection: Connection) -> None:
     """Send something now and then until that fails."""
     while True:

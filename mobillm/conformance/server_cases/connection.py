@@ -11,7 +11,7 @@ from ...protocol import Finished, FrameType, Pong
 from ..case import Deviation, Draft, NotApplicable
 from ..samples import tiny_batch
 from ..target import Lab
-from ..wire import frame
+from ..wire import frame, raw_frame
 from .stimuli import Cases, ignored
 
 __all__ = ["drafts"]
@@ -32,6 +32,7 @@ def _pings() -> Cases:
     return [
         *cases,
         Draft("K-8", "thirty PINGs one after another", functools.partial(_pings_in_order, 30)),
+        Draft("K-8 T-3", "PINGs and a frame that is refused in one segment", _pings_ahead_of_a_refusal),
         Draft("K-10", "a PONG that answers nothing", ignored(frame(T.PONG, {"data": bytes(8)}))),
         Draft("K-10", "a hundred such PONGs", ignored(frame(T.PONG, {"data": bytes(8), "time": 0}) * 100)),
         Draft(
@@ -60,6 +61,17 @@ async def _pings_in_order(count: int, lab: Lab) -> None:
     seen = [(await peer.expect(Pong)).data for _ in sent]
     if seen != sent:
         raise Deviation("expected the PONGs in the order of the PINGs; they are not")
+
+
+async def _pings_ahead_of_a_refusal(lab: Lab) -> None:
+    peer = await lab.open()
+    sent = [os.urandom(8) for _ in range(3)]
+    refused = raw_frame(0x7F, b"")  # a critical type that version 1 does not have
+    await peer.send(b"".join([*(frame(T.PING, {"data": data}) for data in sent), refused]))
+    seen = [(await peer.expect(Pong)).data for _ in sent]
+    if seen != sent:
+        raise Deviation("expected the PONGs in the order of the PINGs; they are not")
+    await peer.refused(E.UNSUPPORTED)
 
 
 async def _ping_with_session(lab: Lab) -> None:

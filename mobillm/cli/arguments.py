@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import textwrap
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import ConfigError
+from ..options import Limits
 from ..transport import Address
 from .failure import USAGE
 
@@ -20,6 +22,7 @@ else:
 
 __all__ = [
     "EXIT_CODES",
+    "LIMITS",
     "MAX_SEED",
     "MAX_THREADS",
     "Parser",
@@ -32,11 +35,13 @@ __all__ = [
     "at_least",
     "between",
     "half_of_cores",
+    "limit",
 ]
 
 MAX_COUNT = 10**9
 MAX_THREADS = 1024
 MAX_SEED = (1 << 63) - 1
+LIMITS = tuple(field.name for field in dataclasses.fields(Limits))
 EXIT_CODES = "exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted"
 
 
@@ -183,6 +188,15 @@ def between(low: int, high: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def limit(text: str) -> tuple[str, int]:
+    """Read ``NAME=VALUE``, where the name is one of :class:`~mobillm.options.Limits`."""
+    name, _, value = text.partition("=")
+    number = _integer(value)
+    if number is None or name not in LIMITS:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not NAME=INTEGER; names: {', '.join(LIMITS)}")
+    return name, number
 
 
 def _integer(text: str) -> int | None:

@@ -68,8 +68,9 @@ def add(subparsers: Subparsers) -> None:
         "server",
         _run_server,
         "Connect to a running server and test it. Each case uses connections and sessions of its own, "
-        "which stay on the server: use one whose data can be deleted. A token file of two tenants lets all "
-        "cases run.",
+        "which stay on the server: use one whose data can be deleted. Cases that the server has no room for "
+        "are skipped; all run with a token file of two tenants and a server that lets one address fail to "
+        "log in often, such as 'mobillm serve --limits failed_logins=1000 --limits sessions=10000'.",
         _SERVER_EXAMPLES,
         jobs=6,
     )

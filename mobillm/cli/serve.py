@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..options import Limits
 from ..protocol import derive_key
 from ..transport import DEFAULT_PORT, Address, server_context
 from ..transport.tokens import create_token_file, read_token_file
 from .access import TOKEN_FILE, data_directory
-from .arguments import MAX_THREADS, Subparsers, add_command, address, between, half_of_cores
+from .arguments import LIMITS, MAX_THREADS, Subparsers, add_command, address, between, half_of_cores, limit
 from .console import print_json, say
 from .failure import DONE, INTERRUPTED
 
@@ -82,6 +83,14 @@ def add(subparsers: Subparsers) -> None:
         help="torch threads (default: half of the cores)",
     )
     parser.add_argument(
+        "--limits",
+        type=limit,
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help=f"change a bound, in bytes or a count; can be given again; names: {', '.join(LIMITS)}",
+    )
+    parser.add_argument(
         "--loop", choices=("uvloop", "asyncio"), default="uvloop", help="event loop (default: %(default)s)"
     )
 
@@ -89,6 +98,7 @@ def add(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     tls = _tls(args)
+    limits = Limits(**dict(args.limits))
     _check_exposure(args.listen, tls, args.insecure)
     directory = args.data_dir or data_directory()
     token_file = args.token_file or directory / TOKEN_FILE
@@ -98,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     say("loading torch ...")
     device = _prepare_torch(args.device, args.threads)
     with asyncio.Runner(loop_factory=_loop_factory(args.loop)) as runner:
-        runner.run(_serve(args.listen, keys, directory, device, tls, args.json))
+        runner.run(_serve(args.listen, keys, directory, device, tls, limits, args.json))
     return DONE
 
 
@@ -108,6 +118,7 @@ async def _serve(
     directory: Path,
     device: str,
     tls: ssl.SSLContext | None,
+    limits: Limits,
     as_json: bool,
 ) -> None:
     from ..server import app  # imports torch
@@ -125,7 +136,9 @@ async def _serve(
 
     for number in SIGNALS:
         loop.add_signal_handler(number, stopping)
-    async with app.serve(where, keys=keys, directory=directory, device=device, tls=tls) as server:
+    async with app.serve(
+        where, keys=keys, directory=directory, device=device, tls=tls, limits=limits
+    ) as server:
         if as_json:
             print_json({"address": str(server.address)})
         else:

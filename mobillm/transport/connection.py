@@ -216,12 +216,8 @@ class Connection(asyncio.BufferedProtocol):
         """Answer a PING while it is received: a frame behind it in the same segment may end everything."""
         if self._budget is not None:
             self._require_calm(self._budget.spend(message))
-        if self.endpoint.is_closed() or self._transport is None or self._transport.is_closing():
-            return
-        self.endpoint.send(Pong(data=message.data, time=time.monotonic_ns() // 1000))
-        waiting = self._transport.get_write_buffer_size()
-        if waiting > self.limits.outbound:
-            self.endpoint.fail(ErrorCode.SLOW_CONSUMER, f"{waiting} bytes wait to be read by the peer")
+        if not self._is_gone():
+            self.post(Pong(data=message.data, time=time.monotonic_ns() // 1000))
 
     def _dispatch(self, message: Message) -> None:
         if isinstance(message, Pong):

@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from mobillm.cli import main
-from mobillm.cli.arguments import address, at_least, between
+from mobillm.cli.arguments import address, at_least, between, limit
 from mobillm.transport import Address
 from tests.cli.commands import fails
 
@@ -31,6 +31,14 @@ def test_between() -> None:
         at_least(1)(str(10**30))
 
 
+def test_limit() -> None:
+    """A name of the limits with an integer; anything else is refused with the names there are."""
+    assert limit("failed_logins=1000") == ("failed_logins", 1000)
+    for text in ("failed_logins", "failed_logins=", "failed_logins=x", "=1", "logins=1", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is not NAME=INTEGER; names: frame, chunk, "):
+            limit(text)
+
+
 def test_address() -> None:
     """Addresses with and without a scheme are read; others are refused with the forms."""
     assert address("h:1") == Address("h", 1)
@@ -42,6 +50,7 @@ def test_address() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["serve", "--limits", "frame"], "argument --limits: 'frame' is not NAME=INTEGER"),
         (["serve", "--listen", "nowhere:x"], "argument --listen: 'nowhere:x' is no address"),
         (["evaluate", "--limit", "0"], "argument --limit: '0' is no integer of at least 1"),
         (["predict", "--dtype", "int7"], "argument --dtype: invalid choice: 'int7'"),

@@ -55,6 +55,13 @@ def test_exposure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (tmp_path / "token").exists()
 
 
+def test_limits_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bound outside its own range is named, with the range; nothing is made."""
+    text = fails(capsys, "serve", "--data-dir", str(tmp_path / "d"), "--limits", "frame=1", status=2)
+    assert "limits.frame is 1; expected an integer from 16384 to 4194304" in text
+    assert not (tmp_path / "d").exists()
+
+
 def test_bad_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A token file without tokens stops the start before anything listens."""
     token = tmp_path / "token"

@@ -23,6 +23,7 @@ from mobillm.protocol import (
     Data,
     Detach,
     Endpoint,
+    Evaluated,
     FrameBuffer,
     Gap,
     Message,
@@ -207,6 +208,24 @@ def _other_digest(patch: Patch) -> None:
     patch.setattr("mobillm.server.attachment.hashlib", wrong)
 
 
+def _one_code(patch: Patch) -> None:
+    original = Endpoint.fail
+
+    def fail(self: Endpoint, code: int, text: str, retry_after: float | None = None) -> None:
+        original(self, ErrorCode.PROTOCOL if self.role is Role.SERVER else code, text, retry_after)
+
+    patch.setattr(Endpoint, "fail", fail)
+
+
+def _answers_late(patch: Patch) -> None:
+    answer = Connection._answer
+
+    def later(self: Connection, received: Any) -> None:
+        self._loop.call_soon(answer, self, received)
+
+    patch.setattr(Connection, "_answer", later)
+
+
 def _set(target: Any, name: str, value: Any) -> Break:
     return lambda patch: patch.setattr(target, name, value)
 
@@ -266,6 +285,18 @@ SERVERS: dict[str, tuple[Break, str, str]] = {
     "ABORT ignored": (_set(transfer.BatchTransfer, "abort", lambda self, received: None), "B-10*", "B-10"),
     "parts in any order": (_set(transfer.FileTransfer, "part", lambda self, received: None), "W-1*", "W-1"),
     "weights with another digest": (_other_digest, "O-30*", "W-1"),
+    "samples counted wrong": (
+        _only(SERVER, Evaluated, lambda sent: dataclasses.replace(sent, samples=sent.samples + 1)),
+        "O-8*",
+        "D-35",
+    ),
+    "sessions that begin anew": (
+        _only(SERVER, Opened, lambda sent: dataclasses.replace(sent, received=0, durable=0, applied=0)),
+        "O-9*",
+        "X-3",
+    ),
+    "one code for all refusals": (_one_code, "F-17*", "F-17"),
+    "PING answered after what follows it": (_answers_late, "K-8*", "K-8"),
 }
 
 

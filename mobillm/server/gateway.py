@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import pathlib
@@ -76,6 +77,7 @@ class Gateway:
             raise
         self.workers = Workers()
         self._attachments: dict[bytes, Attachment] = {}
+        self._parking: set[asyncio.Task[None]] = set()
         self._quota = Quota(limits, self._attachments)
 
     async def restore(self) -> None:
@@ -97,6 +99,17 @@ class Gateway:
     def _add(self, session: Session) -> None:
         self.sessions[session.id] = session
         self._quota.add(session)
+        session.on_finished = lambda: self._finished(session)
+
+    def _finished(self, session: Session) -> None:
+        task = asyncio.get_running_loop().create_task(self._park(session))
+        self._parking.add(task)
+        task.add_done_callback(self._parking.discard)
+
+    async def _park(self, session: Session) -> None:
+        """Free what a session holds, unless a device is attached to it."""
+        if session.id not in self._attachments:
+            await session.park()
 
     def _load(self, session_id: bytes) -> Session:
         store = SessionStore(self._directory / session_id.hex(), self._registry, session_id)
@@ -147,6 +160,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Write a checkpoint of each session, end the threads, and give the directory free."""
+        await asyncio.gather(*self._parking)
         for session in self.sessions.values():
             try:
                 await session.close()
@@ -181,7 +195,7 @@ class Gateway:
             del self._attachments[attachment.session.id]
         await attachment.close()
         if attachment.session.id not in self._attachments:
-            await attachment.session.park()
+            await self._park(attachment.session)
 
     async def _open(self, connection: Connection, message: Open, streams: dict[int, Attachment]) -> None:
         tenant = connection.endpoint.tenant

@@ -58,6 +58,7 @@ class Session:
         finished: set when all epochs have been trained.
         failed: whether writing or training has ended with an error.
         observer: whom to tell; replaced at each attachment.
+        on_finished: called when training is over, whether or not a device is attached.
         workers: the server's threads.
         attaching: held while a device is being attached.
 
@@ -71,6 +72,7 @@ class Session:
         self.spec = self.record.spec
         self.finished = self.record.finished
         self.observer = Observer()
+        self.on_finished: Callable[[], None] = lambda: None
         self.equalizers = Equalizers()
         self._log: ActivationLog | None = None
         self._closed_size = store.log_size()  # while the log is not open
@@ -403,6 +405,7 @@ class Session:
             await self._replay()
             finished = await self._complete()
             self.observer.finish(finished)  # whoever is attached now, not when this began
+            self.on_finished()
 
     async def _apply(self, batch: Batch) -> None:
         if batch.heldout:

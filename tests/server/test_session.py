@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mobillm.server.batch import Batch
 from mobillm.server.log import ActivationLog
 from mobillm.server.observer import Observer
 from mobillm.server.session import MAX_SKIPPED, Session
+from mobillm.server.trainer import Trainer
 from mobillm.server.workers import Workers
 from mobillm.spec import CodecSpec, SessionSpec
 from tests.conftest import Run
@@ -213,6 +215,49 @@ def test_checkpoints_are_written_now_and_then(
     logging.getLogger("mobillm").setLevel(logging.NOTSET)
 
 
+def open_logs(folder: pathlib.Path) -> list[str]:
+    """Return the activation logs below a folder that this process has open."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    files = [os.readlink(link) for link in links if os.path.exists(link)]  # not the listing's own
+    return [name for name in files if name.startswith(str(folder)) and name.endswith(".log")]
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_session_that_finishes_alone_is_parked(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    """Training that ends while no device is attached frees what it held; with one attached it is kept."""
+    step, gate = Trainer.step, threading.Event()
+
+    def waiting(self: Trainer, batch: Batch) -> float | None:
+        assert gate.wait(10.0)
+        return step(self, batch)
+
+    async def main() -> None:
+        monkeypatch.setattr(Trainer, "step", waiting)
+        async with serving(tmp_path) as server, device(server) as client:
+            session = await client.open(spec(batches=3, epochs=2))
+            await submit(session, 1, 3)
+            await session.finish()
+            if away:
+                await session.detach()
+            assert open_logs(tmp_path)
+            gate.set()
+            if away:
+                async with asyncio.timeout(5.0):
+                    while open_logs(tmp_path):
+                        await asyncio.sleep(0.01)
+                session = await client.attach(session.id, session.spec)
+            assert (await session.wait_finished()).steps == 6
+            assert await session.pull()
+            assert away or open_logs(tmp_path)
+
+    try:
+        run_once(main())
+    finally:
+        gate.set()
+
+
 def test_a_finished_session_is_parked_and_comes_back(run_once: Run, tmp_path: pathlib.Path) -> None:
     """Left by its device, a finished session holds no file and no network; its result is still there."""
 
@@ -221,9 +266,7 @@ def test_a_finished_session_is_parked_and_comes_back(run_once: Run, tmp_path: pa
             async with device(server) as client:
                 session, weights = await train(client, spec(batches=3), 3)
                 await session.detach()
-            links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
-            files = [os.readlink(link) for link in links if os.path.exists(link)]  # not the listing's own
-            assert not [name for name in files if name.startswith(str(tmp_path)) and name.endswith(".log")]
+            assert open_logs(tmp_path) == []
             async with device(server) as client:
                 again = await client.attach(session.id, session.spec)
                 assert await again.wait_finished()

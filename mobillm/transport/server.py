@@ -33,6 +33,9 @@ LAST_WORDS = 1.0
 # Seconds after which a device that found no room may try again; most handshakes take far less.
 BUSY_PAUSE = 1.0
 
+# Seconds after which a device may try again what has failed for a reason that only the server's log says.
+FAILURE_PAUSE = 30.0
+
 
 class Server:
     """A listening server; close it, or use it as an async context manager.
@@ -179,10 +182,10 @@ class Server:
             logger.info("x %s: %s", connection.peer, exc)
         except MobiLLMError as exc:
             logger.warning("! %s: %s", connection.peer, exc)
-            connection.fail(ErrorCode.INTERNAL, "the server failed; its log says why")
+            connection.fail(ErrorCode.INTERNAL, "the server failed; its log says why", FAILURE_PAUSE)
         except Exception:
             logger.exception("! %s: the handler failed", connection.peer)
-            connection.fail(ErrorCode.INTERNAL, "the server failed; its log says why")
+            connection.fail(ErrorCode.INTERNAL, "the server failed; its log says why", FAILURE_PAUSE)
         finally:
             await self._release(connection)
 

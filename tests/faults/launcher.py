@@ -18,14 +18,28 @@ from typing import Any
 
 import torch
 
+from mobillm.device.uplink import Uplink
 from mobillm.options import Timeouts
 from mobillm.server import serve
+from mobillm.spec import SessionSpec
 from mobillm.transport import Address
-from tests.faults.scene import KEYS
+from tests.faults.neighbour import Neighbour
+from tests.faults.scene import KEYS, SPEC, rest, send, undisturbed, uplink_to
+from tests.faults.weights import require_same
 
-__all__ = ["ServerProcess", "free_port", "launched", "prepare", "spawn"]
+__all__ = ["PATIENT", "ServerProcess", "free_port", "launched", "prepare", "spawn", "through"]
 
 TIMEOUTS = Timeouts(keepalive=1.0, keepalive_reply=1.0, drain=1.0)
+# Of a device whose server dies or sleeps.
+PATIENT = Timeouts(
+    connect=5.0,
+    handshake=5.0,
+    request=10.0,
+    keepalive=1.0,
+    keepalive_reply=1.0,
+    drain=0.3,
+    unacknowledged=3.0,
+)
 
 _context = multiprocessing.get_context("forkserver")
 
@@ -152,3 +166,16 @@ def launched(directory: pathlib.Path, code: str = "") -> Iterator[ServerProcess]
     finally:
         server.kill()
         server.process.close()
+
+
+async def through(server: ServerProcess, disturb: Callable[[], None], what: SessionSpec = SPEC) -> Uplink:
+    """Train a session while something is done to its server after the third batch."""
+    uplink = uplink_to(server.address, what, timeouts=PATIENT, patience=60.0)
+    await uplink.start()
+    async with Neighbour(server.address, latency=None):
+        await send(uplink, 1, 3)
+        await asyncio.to_thread(disturb)
+        assert what.batches is not None
+        await send(uplink, 4, what.batches)
+        require_same(await rest(uplink), await undisturbed(what))
+    return uplink

@@ -8,22 +8,18 @@ import pathlib
 import random
 import signal
 import time
-from collections.abc import Callable
 
 import pytest
 
 from mobillm.conformance.samples import spec, tiny_batch
 from mobillm.conformance.wire import frame, raw_frame
 from mobillm.device.resume import Resume
-from mobillm.device.uplink import Uplink
 from mobillm.errors import ConnectionClosed, ErrorCode
-from mobillm.options import Timeouts
 from mobillm.protocol import FrameType, Goaway
 from mobillm.server import serve
-from mobillm.spec import SessionSpec
 from mobillm.transport import Address
 from tests.conftest import Run
-from tests.faults.launcher import ServerProcess, launched, spawn
+from tests.faults.launcher import PATIENT, launched, spawn, through
 from tests.faults.neighbour import Neighbour
 from tests.faults.proxy import Faults, Plan, proxied
 from tests.faults.scene import (
@@ -42,28 +38,6 @@ from tests.faults.scene import (
 from tests.faults.weights import require_same
 
 ROOT = pathlib.Path(__file__).parents[2]
-PATIENT = Timeouts(
-    connect=5.0,
-    handshake=5.0,
-    request=10.0,
-    keepalive=1.0,
-    keepalive_reply=1.0,
-    drain=0.3,
-    unacknowledged=3.0,
-)
-
-
-async def through(server: ServerProcess, disturb: Callable[[], None], what: SessionSpec = SPEC) -> Uplink:
-    """Train a session while something is done to its server after the third batch."""
-    uplink = uplink_to(server.address, what, timeouts=PATIENT, patience=60.0)
-    await uplink.start()
-    async with Neighbour(server.address, latency=None):
-        await send(uplink, 1, 3)
-        await asyncio.to_thread(disturb)
-        assert what.batches is not None
-        await send(uplink, 4, what.batches)
-        require_same(await rest(uplink), await undisturbed(what))
-    return uplink
 
 
 async def _run_device(address: Address, place: pathlib.Path) -> None:

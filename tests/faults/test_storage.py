@@ -10,7 +10,6 @@ import pathlib
 import random
 import signal
 import subprocess
-from collections.abc import Callable
 
 import pytest
 
@@ -18,7 +17,6 @@ from benchmarks.tap import available as is_root_with_tun
 from mobillm.conformance.samples import tiny_batch
 from mobillm.device.uplink import Uplink
 from mobillm.errors import ErrorCode, RemoteError, StorageError
-from mobillm.options import Timeouts
 from mobillm.protocol import FrameType, Gap
 from mobillm.server import serve
 from mobillm.server.registry import Registry
@@ -26,7 +24,7 @@ from mobillm.server.store import SessionStore
 from mobillm.spec import SessionSpec
 from mobillm.transport import Address
 from tests.conftest import Run
-from tests.faults.launcher import ServerProcess, launched
+from tests.faults.launcher import PATIENT, launched, through
 from tests.faults.neighbour import Neighbour
 from tests.faults.proxy import proxied
 from tests.faults.scene import (
@@ -45,15 +43,6 @@ from tests.faults.scene import (
 from tests.faults.weights import require_same
 
 ROOT = pathlib.Path(__file__).parents[2]
-PATIENT = Timeouts(
-    connect=5.0,
-    handshake=5.0,
-    request=10.0,
-    keepalive=1.0,
-    keepalive_reply=1.0,
-    drain=0.3,
-    unacknowledged=3.0,
-)
 
 
 def test_row_58_lost_acknowledgement(run_once: Run, tmp_path: pathlib.Path) -> None:
@@ -130,19 +119,6 @@ def test_row_60_gap(run_once: Run, tmp_path: pathlib.Path) -> None:
             assert stage.log_of(stream.opened.session) == [1, 2, 3]
 
     run_once(main())
-
-
-async def through(server: ServerProcess, disturb: Callable[[], None], what: SessionSpec = SPEC) -> Uplink:
-    """Train a session while something is done to its server after the third batch."""
-    uplink = uplink_to(server.address, what, timeouts=PATIENT, patience=60.0)
-    await uplink.start()
-    async with Neighbour(server.address, latency=None):
-        await send(uplink, 1, 3)
-        await asyncio.to_thread(disturb)
-        assert what.batches is not None
-        await send(uplink, 4, what.batches)
-        require_same(await rest(uplink), await undisturbed(what))
-    return uplink
 
 
 def test_row_61_killed_server(run_once: Run, tmp_path: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ from mobillm.errors import ConfigError, ConnectionClosedError, ConnectionClosedO
 from mobillm.options import Limits, Timeouts
 from mobillm.protocol import Goaway, Hello
 from mobillm.transport import Connection
-from mobillm.transport.server import BUSY_PAUSE
+from mobillm.transport.server import BUSY_PAUSE, FAILURE_PAUSE
 from tests.conftest import Run
 from tests.helpers import TENANT, wire_bytes
 from tests.transport.wire import device, eventually, idle, server, until_end
@@ -133,7 +133,7 @@ def test_a_failing_handler_is_told_in_general_words(run: Run, caplog: pytest.Log
             with pytest.raises(ConnectionClosedError) as info:
                 async for _ in connection:
                     pass
-            assert info.value.code == ErrorCode.INTERNAL
+            assert (info.value.code, info.value.retry_after) == (ErrorCode.INTERNAL, FAILURE_PAUSE)
             assert "secret" not in str(info.value)
             await connection.close()
 

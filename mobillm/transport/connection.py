@@ -263,8 +263,7 @@ class Connection(asyncio.BufferedProtocol):
         """Act on the one timer: handshake, keepalive or the end of a close."""
         phase = self.endpoint.phase
         if phase is Phase.CLOSED:
-            if self._transport is not None:
-                self._transport.abort()
+            self.abort()
             return
         if phase in HANDSHAKE:
             text = f"no complete handshake within {self.timeouts.handshake:g} s"
@@ -475,9 +474,10 @@ class Connection(asyncio.BufferedProtocol):
         Can be called more than once. Cancelling it aborts the connection. Messages that came before it
         can still be received; what comes after is dropped.
         """
+        may_answer = self.endpoint.role is Role.SERVER and self.endpoint.phase is Phase.CLOSING
         try:
             async with asyncio.timeout(self.timeouts.drain):
-                if self.is_open or (self._may_answer() and not self._lost):
+                if self.is_open or (may_answer and not self._lost):
                     self.post(Bye())
                     self._leaving = True
                     self._resume()
@@ -490,9 +490,6 @@ class Connection(asyncio.BufferedProtocol):
         finally:
             if not self._lost:
                 self.abort()
-
-    def _may_answer(self) -> bool:
-        return self.endpoint.role is Role.SERVER and self.endpoint.phase is Phase.CLOSING
 
     def abort(self) -> None:
         """Close at once, without a goodbye; nothing is waited for."""

@@ -13,7 +13,7 @@ import pytest
 
 from mobillm.device import Client, connect
 from mobillm.device.packing import pack_batch
-from mobillm.device.uplink import Equalizers, Uplink
+from mobillm.device.uplink import Equalizers, KeptBatch, Uplink
 from mobillm.errors import (
     ConfigError,
     ConnectionClosed,
@@ -23,6 +23,7 @@ from mobillm.errors import (
     StorageError,
 )
 from mobillm.options import Limits, Timeouts
+from mobillm.protocol import Ack
 from mobillm.server import Gateway, serve
 from mobillm.server.log import ActivationLog
 from mobillm.server.refusal import RETRY_AFTER, refusal
@@ -209,6 +210,41 @@ def test_what_is_kept_is_bounded(run_once: Run, tmp_path: pathlib.Path) -> None:
                 assert sum(batch.size for batch in uplink._kept) <= 4 * 2 * size
             await uplink.wait_durable()
             assert not uplink._kept
+            await uplink.close()
+
+    run_once(main())
+
+
+def test_only_what_is_durable_is_forgotten(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """[X-2] [X-13] A batch that has arrived but is not on the disk is kept, and sent again if it is lost."""
+
+    async def main() -> None:
+        expected = await undisturbed(tmp_path / "a")
+        async with serving(tmp_path / "b") as server:
+            address = server.address
+
+            async def dial() -> Client:
+                return await connect(address, token=TOKEN, timeouts=QUICK)
+
+            uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
+            await uplink.start()
+            await send(uplink, 1, 2)
+            await uplink.wait_durable()
+        # What a server says that has all of them in memory, and is then gone with two of them.
+        held = [KeptBatch(seq, 4, False, whole=True) for seq in (3, 4)]
+        for batch in held:
+            data = arrays(batch.seq)
+            tensors = pack_batch(SPEC, data.taps, data.lengths, data.targets)
+            batch.tensors = list(tensors.items())
+        uplink._kept.extend(held)
+        uplink.session.sent = 4
+        uplink.session.receive(Ack(stream=1, received=4, durable=2, applied=2))
+        uplink._forget()
+        assert [batch.seq for batch in uplink._kept] == [3, 4]
+        async with serve(address, keys=KEYS, directory=tmp_path / "b", timeouts=QUICK):
+            await send(uplink, 5, BATCHES)
+            assert uplink.resent == 2
+            assert await rest(uplink) == expected
             await uplink.close()
 
     run_once(main())

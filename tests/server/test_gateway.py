@@ -68,7 +68,9 @@ def test_networks_beyond_the_limit_are_refused(
             assert info.value.code == ErrorCode.SCHEMA_MISMATCH
             assert not made
             assert not list((tmp_path / "sessions").iterdir())
-            await client.open(spec())
+            session = await client.open(spec())
+            await submit(session, 1, 1)
+            await session.wait_applied()
             assert made == [spec()]
 
     run_once(main())

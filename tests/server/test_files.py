@@ -21,6 +21,25 @@ def test_replace(tmp_path: pathlib.Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_everything_is_synced_in_order(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content reaches the disk before the name does, and the name before the call returns."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(file: int) -> None:
+        calls.append(os.readlink(f"/proc/self/fd/{file}"))
+        fsync(file)
+
+    def noted_replace(source: pathlib.Path, target: pathlib.Path) -> None:
+        calls.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    replace_file(tmp_path / "file", b"new")
+    assert calls == [str(tmp_path / "file.new"), "rename", str(tmp_path)]
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_failure_leaves_the_old_file(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, call: str

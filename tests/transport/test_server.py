@@ -183,9 +183,11 @@ def test_the_handshake_has_room_for_some(run: Run, no_fd_leak: None, bounds: dic
             inside = await device(listening)
             held = await _hold(listening.address.port, 3)
             await eventually(lambda: listening.connections == 4)
-            with pytest.raises(HandshakeError) as info:
-                await device(listening)
-            assert (info.value.code, info.value.retry_after) == (ErrorCode.SERVER_BUSY, BUSY_PAUSE)
+            for _ in range(5):  # more often than the handshake has places
+                with pytest.raises(HandshakeError) as info:
+                    await device(listening)
+                assert (info.value.code, info.value.retry_after) == (ErrorCode.SERVER_BUSY, BUSY_PAUSE)
+                await eventually(lambda: listening.connections == 4)
             inside.ping()
             await eventually(lambda: inside.round_trip is not None)
             held[0].close()

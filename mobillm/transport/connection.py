@@ -237,10 +237,8 @@ class Connection(asyncio.BufferedProtocol):
     def _pause(self, pause: bool) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        if pause:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
+        change = self._transport.pause_reading if pause else self._transport.resume_reading
+        change()
 
     def _flush(self) -> None:
         output = self.endpoint.data_to_send()

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .device.session import Session
     from .nn.backbone import Backbone
     from .nn.sidetuned import SideTuned
+    from .nn.streamed import StreamedBackbone
     from .server.app import serve
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "SideSpec",
     "SideTuned",
     "StorageError",
+    "StreamedBackbone",
     "Timeouts",
     "__version__",
     "connect",
@@ -86,6 +88,7 @@ _LAZY = {
     "Report": "mobillm.device.progress",
     "Session": "mobillm.device.session",
     "SideTuned": "mobillm.nn.sidetuned",
+    "StreamedBackbone": "mobillm.nn.streamed",
     "connect": "mobillm.device.client",
     "finetune": "mobillm.device.finetune",
     "finetune_async": "mobillm.device.finetune",

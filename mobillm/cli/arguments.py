@@ -113,6 +113,11 @@ def add_model(parser: Parser) -> None:
         help="type of the weights (default: %(default)s); the same in training and in use",
     )
     group.add_argument(
+        "--stream-weights",
+        action="store_true",
+        help="keep the layers on the disk, two of them in memory: for a model that is larger than the memory",
+    )
+    group.add_argument(
         "--threads",
         type=between(1, MAX_THREADS),
         default=half_of_cores(),

@@ -24,7 +24,7 @@ from ..device.client import connect
 from ..device.dataset import Example
 from ..device.finetune import finetune_async
 from ..device.progress import Progress
-from ..nn.backbone import Backbone, OnTap
+from ..nn.backbone import Backbone, OnBatchTap
 from ..nn.cache import cache_directory
 from ..nn.ending import common_ending
 from ..nn.evaluation import evaluate
@@ -55,17 +55,17 @@ class Recorder(Backbone):
         super().__init__(*args, **kwargs)
         self.features: list[np.ndarray[Any, Any]] = []
 
-    def forward(self, input_ids: Sequence[Sequence[int]], on_tap: OnTap) -> None:
+    def forward_all(self, batches: Sequence[Sequence[Sequence[int]]], on_tap: OnBatchTap) -> None:
         """Run forward, and keep the last tap's rows of the last tokens."""
-        ends = torch.tensor([len(sample) for sample in input_ids]).cumsum(0) - 1
         last = len(self.taps) - 1
 
-        def both(index: int, hidden: torch.Tensor) -> None:
+        def both(number: int, index: int, hidden: torch.Tensor) -> None:
             if index == last:
+                ends = torch.tensor([len(sample) for sample in batches[number]]).cumsum(0) - 1
                 self.features.append(hidden[ends].float().numpy())
-            on_tap(index, hidden)
+            on_tap(number, index, hidden)
 
-        super().forward(input_ids, both)
+        super().forward_all(batches, both)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,9 +31,11 @@ def load_backbone(args: argparse.Namespace, *, taps: str, lm_head: bool) -> Back
 
     from ..nn.backbone import Backbone
     from ..nn.models import resolve_model
+    from ..nn.streamed import StreamedBackbone
 
     torch.set_num_threads(args.threads)
-    return Backbone.from_pretrained(resolve_model(args.model), dtype=args.dtype, taps=taps, lm_head=lm_head)
+    kind = StreamedBackbone if args.stream_weights else Backbone
+    return kind.from_pretrained(resolve_model(args.model), dtype=args.dtype, taps=taps, lm_head=lm_head)
 
 
 def load_config(directory: Path) -> SideConfig:

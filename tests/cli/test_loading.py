@@ -10,17 +10,30 @@ import torch
 
 from mobillm.cli.loading import check_output, load_backbone, load_config
 from mobillm.errors import ModelError
+from mobillm.nn.streamed import StreamedBackbone
 
 
 def test_backbone(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The model is loaded as asked, with a notice before, and the threads are set."""
     threads = torch.get_num_threads()
-    args = argparse.Namespace(model=model, dtype="float32", threads=threads + 1)
+    args = argparse.Namespace(model=model, dtype="float32", threads=threads + 1, stream_weights=False)
     backbone = load_backbone(args, taps="1,3", lm_head=False)
     assert (backbone.taps, backbone.dtype) == ((1, 3), torch.float32)
     assert backbone.name == Path(model).name  # the server sees it, so it is no path
     assert torch.get_num_threads() == threads + 1
     assert capsys.readouterr().err == f"loading the model {model} ...\n"
+
+
+def test_streamed_backbone(model: str) -> None:
+    """With --stream-weights the layers stay on the disk."""
+    args = argparse.Namespace(
+        model=model, dtype="float32", threads=torch.get_num_threads(), stream_weights=True
+    )
+    backbone = load_backbone(args, taps="1,3", lm_head=False)
+    assert isinstance(backbone, StreamedBackbone)
+    assert backbone.taps == (1, 3)
+    assert backbone.store is not None
+    assert backbone.store.reads == 0
 
 
 def test_output(tmp_path: Path) -> None:

@@ -67,6 +67,30 @@ def test_all_batches_arrive(run: Run, tmp_path: pathlib.Path, backbone: Backbone
     run(main())
 
 
+def test_groups_of_batches(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:
+    """Batches that go through the layers together are the same to the server as one after the other."""
+    batches = [TokenBatch(SAMPLES[number % 3 :], [0, 1, 0][number % 3 :]) for number in range(5)]
+    layers: list[int] = []
+
+    async def main() -> None:
+        weights = []
+        for span in (0, 20):
+            backbone.span = span
+            async with serving(tmp_path / str(span)) as server, device(server) as client:
+                uplink, pipeline = await begin(client, backbone)
+                await pipeline.run(batches)
+                await uplink.session.wait_applied(5)
+                assert pipeline.samples == sum(len(batch.input_ids) for batch in batches)
+                weights.append(await uplink.session.pull())
+        assert weights[0] == weights[1]
+
+    for number, layer in enumerate(backbone._parts.layers):
+        layer.register_forward_hook(lambda *_, n=number: layers.append(n))
+    run(main())
+    assert layers[:15] == [0, 1, 2] * 5
+    assert layers[15:] == [0] * 3 + [1] * 3 + [2] * 3 + [0] * 2 + [1] * 2 + [2] * 2  # 11 + 6 + 4 tokens
+
+
 def test_taps_are_sent_while_later_layers_compute(
     run: Run, tmp_path: pathlib.Path, backbone: Backbone
 ) -> None:

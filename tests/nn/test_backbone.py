@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from mobillm.errors import ConfigError, ModelError
+from mobillm.nn import backbone as backbone_module
 from mobillm.nn.backbone import Backbone
 from tests.nn.tiny import DECODERS, ENCODERS, SAMPLES, collect, tiny_model
 
@@ -62,6 +63,48 @@ def test_tap_is_handed_over_at_once_and_the_rest_is_skipped() -> None:
     backbone = Backbone.from_model(model, name="tiny", taps=[1, 2])
     backbone.forward(SAMPLES, lambda index, _: events.append(f"tap {index}"))
     assert events == ["layer 1", "tap 0", "layer 2", "tap 1"]
+
+
+def test_batches_are_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch goes through a layer in parts of bounded size; its taps come whole and in order."""
+    model = tiny_model("llama")
+    whole = Backbone.from_model(model, name="tiny", taps="all")
+    expected = collect(whole, SAMPLES)
+    sizes: list[tuple[int, ...]] = []
+    base: Any = model.base_model
+    handle = base.layers[1].register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[:2]))
+    monkeypatch.setattr(backbone_module, "PART", 8)
+    samples = [SAMPLES[1], SAMPLES[2], SAMPLES[0], SAMPLES[1]]
+    found = collect(whole, samples)
+    handle.remove()
+    assert sizes == [(2, 4), (1, 5), (1, 2)]  # 2 * 5 and 3 * 4 tokens would be too many
+    for tap, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(tap[:2], other[5:7], atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(tap[2:6], other[7:], atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(tap[6:11], other[:5], atol=2e-4, rtol=2e-4)
+
+
+def test_a_model_that_works_between_its_layers() -> None:
+    """Where the layers are not all there is, batches go through the whole model one after the other."""
+    model = tiny_model("llama")
+    base: Any = model.base_model
+
+    def forward(input_ids: Tensor, **_: Any) -> None:
+        hidden = base.embed_tokens(input_ids)
+        rotary = base.rotary_emb(hidden, torch.arange(input_ids.shape[1])[None])
+        for layer in base.layers:
+            hidden = 2 * layer(hidden, position_embeddings=rotary)
+
+    base.forward = forward
+    backbone = Backbone.from_model(model, name="tiny", taps="all")
+    found: list[tuple[int, int]] = []
+    backbone.forward_all([SAMPLES[:1]] * 2, lambda batch, index, _: found.append((batch, index)))
+    assert found == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    taps = collect(backbone, SAMPLES[:1])
+    with torch.inference_mode():
+        rotary = base.rotary_emb(taps[0], torch.arange(len(SAMPLES[0]))[None])
+        expected = base.layers[1](2 * taps[0][None], position_embeddings=rotary)
+    assert torch.equal(taps[1], expected[0])
 
 
 def test_hooks_are_gone_after_an_error() -> None:

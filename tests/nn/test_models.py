@@ -14,7 +14,7 @@ from mobillm.errors import ModelError
 from mobillm.nn import models
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.heads import FrozenHead, export_lm_head
-from mobillm.nn.models import resolve_model
+from mobillm.nn.models import local_directory, resolve_model
 from tests.nn.tiny import collect
 
 
@@ -32,6 +32,13 @@ def test_names(tmp_path: Path) -> None:
     (tmp_path / "m.bin").touch()
     with pytest.raises(ModelError, match=r"is no \.gguf file"):
         resolve_model(str(tmp_path / "m.bin"))
+
+
+def test_local_directory(tmp_path: Path) -> None:
+    """A directory is taken as it is; a hub name needs the hub, unless it is here."""
+    assert local_directory(str(tmp_path), local_files_only=True) == tmp_path
+    with pytest.raises(ModelError, match="cannot load the model 'nobody/nothing'"):
+        local_directory("nobody/nothing", local_files_only=True)
 
 
 def test_failed_fetch_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from mobillm.codec import Equalizer, calibrate
 from mobillm.device import Session
 from mobillm.errors import ConnectionClosed, ErrorCode, LocalProtocolError, QuantizationError, RemoteError
 from mobillm.options import Limits
 from mobillm.protocol import Bye, Credit, Error, Open, Opened
 from mobillm.transport import Connection, serve
 from tests.conftest import Run
-from tests.sessions import KEYS, arrays, device, serving, spec, submit, train
+from tests.sessions import KEYS, WIDTH, arrays, device, serving, spec, submit, train
 
 
 async def one(session: Any, seq: int, **options: Any) -> int:
@@ -196,3 +197,44 @@ def test_an_error_that_the_reader_has_not_told_yet(run_once: Run) -> None:
             await pull
 
     run_once(main())
+
+
+def test_equalizers_that_the_server_never_got(run: Run, tmp_path: pathlib.Path) -> None:
+    """[X-18] One that went with a batch beyond what was received does not count: it is sent again."""
+    data = arrays(1, 24)
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            session = await client.open(spec())
+            lost = Equalizer(np.ones(WIDTH, np.float16))
+            session.recall({0: (1, lost), 1: (2, lost)})
+            assert session.equalizers == {}
+            await session.submit(data.taps, data.lengths, data.targets)
+            assert {tap: item[0] for tap, item in session.equalizers.items()} == {0: 1, 1: 1}
+            await session.wait_applied()
+            session.recall(session.equalizers | {1: (2, lost)})
+            assert list(session.equalizers) == [0]
+
+    run(main())
+
+
+def test_what_was_calibrated_on_an_aborted_batch_is_forgotten(run: Run, tmp_path: pathlib.Path) -> None:
+    """[X-18] Batches packed at the same time wait for the one that brings the equalizers."""
+    limits = Limits(queue=16 * 1024, batches=1, frame=16 * 1024, chunk=1024)
+
+    async def main() -> None:
+        async with serving(tmp_path, limits=limits) as server, device(server) as client:
+            session = await client.open(spec())
+            big, small = arrays(7, 3000), arrays(2, 24)
+            first = asyncio.ensure_future(session.submit(big.taps, big.lengths, big.targets))
+            second = asyncio.ensure_future(session.submit(small.taps, small.lengths, small.targets))
+            while not client.connection.endpoint.batch_summary(session.stream)[1]:
+                await asyncio.sleep(0)
+            first.cancel()
+            assert await second == 1
+            expected = calibrate(small.taps[0], "x")
+            assert expected is not None
+            assert session.equalizers[0][1].checksum == expected.checksum
+            await session.wait_applied()
+
+    run(main())

@@ -61,6 +61,25 @@ def test_join_equals_packing(fmt: str, block: int, task: str) -> None:
     joined.check(what)
 
 
+def test_join_of_different_packings() -> None:
+    """Samples of batches that were packed in different ways come in parts, each packed in one way."""
+    codecs = [CodecSpec(format=name, block=32, bits=(2, 4)) for name in ("asym2", "asym4", "asym2")]
+    batches = [packed(spec(codec=codec), seq) for seq, codec in enumerate(codecs, 1)]
+    equalized = dataclasses.replace(batches[2].headers[1], equalizer=5)
+    batches[2] = dataclasses.replace(batches[2], headers={**batches[2].headers, 1: equalized})
+    chosen = [(1, 3), (0, 0), (2, 1), (1, 0), (0, 2)]
+    parts = join([slices_of(batches[b])[s] for b, s in chosen], targets_by_token=False)
+    assert [part.samples for part in parts] == [2, 2, 1]
+    assert [part.headers[1].format for part in parts] == [Format.ASYM4, Format.ASYM2, Format.ASYM2]
+    assert [part.headers[1].equalizer for part in parts] == [None, None, 5]
+    for part, wanted in zip(parts, ([(1, 3), (1, 0)], [(0, 0), (0, 2)], [(2, 1)]), strict=True):
+        (alone,) = join([slices_of(batches[b])[s] for b, s in wanted], targets_by_token=False)
+        assert part.headers == alone.headers
+        assert {n: bytes(p) for n, p in part.payloads.items()} == {
+            n: bytes(p) for n, p in alone.payloads.items()
+        }
+
+
 def test_check_accepts_what_devices_pack() -> None:
     """A batch from the device passes; its size is that of its payloads."""
     batch = packed(spec(), 1)

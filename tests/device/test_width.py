@@ -82,6 +82,17 @@ def test_steps_of_the_link() -> None:
     assert set(link.run(1.0, slow / 10)) == {Format.ASYM2}
 
 
+def test_a_backlog_goes() -> None:
+    """What waits already is sent within a few seconds, by taps that are smaller than the link could carry."""
+    link = Link(WidthController(SPEC))
+    rate = 1.05 * link.need(Format.ASYM4)
+    link.run(10.0, rate)
+    link.unsent += 3 * rate
+    link.sent += round(3 * rate)
+    link.run(6.0, rate)
+    assert link.unsent / rate < 0.7
+
+
 def test_a_server_without_room_changes_nothing() -> None:
     """What waits in front of an empty socket does not wait for the link."""
     link = Link(WidthController(SPEC))

@@ -122,6 +122,10 @@ def test_parts_are_one_step() -> None:
         equalizers = Equalizers()
         equalizers.add(first)
         trainer = Trainer(what, None, equalizers=equalizers)
+        taps, lengths, _ = trainer._tensors([first, other])
+        x = np.concatenate([arrays(1, SAMPLES).taps[1], data.taps[1]])
+        assert lengths.tolist() == arrays(1, SAMPLES).lengths + data.lengths
+        assert np.abs(taps[1].numpy() - x).max() < 0.02
         trainer.step(first, other)
         loss = trainer.step(first, other)  # the first one does not depend on the taps
         assert loss is not None

@@ -32,12 +32,13 @@ from rich.table import Table
 from benchmarks.harness import write_json
 from mobillm.codec import pack_integers
 from mobillm.device.batches import make_batches
-from mobillm.device.dataset import load_examples
+from mobillm.device.dataset import Example, load_examples
 from mobillm.device.packing import pack_targets
 from mobillm.device.pipeline import TokenBatch
 from mobillm.device.taps import TapPacker
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.cache import cache_directory
+from mobillm.nn.ending import common_ending
 from mobillm.nn.side import SideNetwork
 from mobillm.protocol import EQUALIZERS, LENGTHS, TARGETS
 from mobillm.server.batch import Batch
@@ -70,21 +71,23 @@ class Study:
     def __init__(self, data: pathlib.Path) -> None:
         self.backbone = Backbone.from_pretrained("smollm2", dtype="bfloat16", taps="every:4")
         self._train = load_examples(data / "train.tsv", task="classification", limit=SENTENCES).examples
-        dev = load_examples(data / "dev.tsv", task="classification").examples
-        self._dev = make_batches(
-            self.backbone, dev, task="classification", batch_size=BATCH, max_length=MAX_LENGTH, seed=0
-        )
+        self._ending = common_ending(example.text for example in self._train)
+        self._dev = self._batches(load_examples(data / "dev.tsv", task="classification").examples, 0)
         self._taps = self._load([*self.batches(0), *self._dev])
 
     def batches(self, seed: int) -> list[TokenBatch]:
         """Return the training batches of a seed, in the order in which a device sends them."""
+        return self._batches(self._train, seed)
+
+    def _batches(self, examples: Sequence[Example], seed: int) -> list[TokenBatch]:
         return make_batches(
             self.backbone,
-            self._train,
+            examples,
             task="classification",
             batch_size=BATCH,
             max_length=MAX_LENGTH,
             seed=seed,
+            ending=self._ending,
         )
 
     def _load(self, batches: Sequence[TokenBatch]) -> Taps:

@@ -90,7 +90,7 @@ def test_a_backlog_goes() -> None:
     link.unsent += 3 * rate
     link.sent += round(3 * rate)
     link.run(6.0, rate)
-    assert link.unsent / rate < 0.7
+    assert link.unsent / rate < 1.5
 
 
 def test_a_server_without_room_changes_nothing() -> None:

@@ -299,9 +299,13 @@ def test_row_62_torn_write(run_once: Run, tmp_path: pathlib.Path) -> None:
 
 
 SMALL_FILES = """
-import resource
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
+import errno
+pwrite = os.pwrite
+def limited(file, data, offset):
+    if offset + len(data) > 2_000:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return pwrite(file, data, offset)
+os.pwrite = limited
 """
 
 

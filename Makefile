@@ -17,8 +17,8 @@ WORKERS := --numprocesses 2 --dist worksteal
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp for each set of extras, remade when the dependencies change.
-$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+# One stamp for each set of extras, remade when the dependencies or the C sources change.
+$(VENV)/.%: pyproject.toml constraints.txt $(wildcard mobillm/kernels/native*.[ch]) | $(BIN)/python
 	$(PIP) install $(TORCH)
 	$(PIP) install --constraint constraints.txt --editable '.[$*]'
 	@touch $@
@@ -63,4 +63,4 @@ bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.kernels
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info mobillm/kernels/*.so

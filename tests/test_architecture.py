@@ -155,7 +155,7 @@ def test_the_check_itself(
     assert violations(path) == []
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=name_of)
+@pytest.mark.parametrize("path", [*SOURCES, *PACKAGE.rglob("*.[ch]"), *TESTS], ids=name_of)
 def test_files_are_short(path: pathlib.Path) -> None:
     """At most 500 lines."""
     assert len(path.read_text().splitlines()) <= 500

@@ -1,4 +1,4 @@
-"""Quantize and dequantize numpy arrays.
+"""Quantize and dequantize numpy arrays, in C where :mod:`mobillm.kernels.native` is there, else in numpy.
 
 The layout of the bytes is normative: ``docs/packed-tensors.md``.
 """
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, QuantizationError
 from ..formats import Format
-from . import blocks
+from . import blocks, native
 from .equalizer import check_equalizer, reciprocal
 from .layout import Layout, refusal
 from .tables import largest
@@ -61,9 +61,14 @@ def quantize(
         check_equalizer(equalizer, layout.width, fmt)
     if layout.size == 0:
         return np.empty(0, np.uint8)
-    if fmt.is_block:
-        return _quantize_blocks(x, fmt, layout, None if equalizer is None else reciprocal(equalizer))
-    return _quantize_plain(x, fmt)
+    inverse = None if equalizer is None else reciprocal(equalizer)
+    if native.can(fmt):
+        out = np.empty(layout.size, np.uint8)
+        values = np.ascontiguousarray(x)
+        if not native.encode(values, x.dtype.name, fmt, block, layout.width, inverse, out):
+            raise _refusal(x, fmt, largest(fmt), inverse)
+        return out
+    return _quantize_blocks(x, fmt, layout, inverse) if fmt.is_block else _quantize_plain(x, fmt)
 
 
 def dequantize(
@@ -97,11 +102,15 @@ def dequantize(
         check_equalizer(equalizer, layout.width, fmt)
     octets = np.frombuffer(packed, np.uint8)
     layout.check_packed(octets.size, fmt, block, shape)
+    factors = None if equalizer is None else equalizer.astype(np.float32)
+    if native.can(fmt) and layout.size:
+        out = np.empty(shape, np.float32)
+        native.decode(octets, fmt, block, layout.width, factors, out)
+        return out
     if not fmt.is_block:
         return _dequantize_plain(octets, fmt).reshape(shape)
     out = np.empty((layout.rows, layout.width), np.float32)
     records = octets.reshape(layout.rows, layout.row_size)
-    factors = None if equalizer is None else equalizer.astype(np.float32)
     for rows in _row_chunks(layout):
         _decode_rows(fmt, layout, records[rows], out[rows])
         if factors is not None:

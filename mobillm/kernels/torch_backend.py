@@ -1,19 +1,22 @@
 """Quantize and dequantize torch tensors; the bytes equal those of the numpy backend.
 
-Tensors in main memory go through :mod:`mobillm.kernels.torch_fused`, those on other devices through
-:mod:`mobillm.kernels.torch_blocks`. The layout of the bytes is normative: ``docs/packed-tensors.md``.
+Tensors in main memory go through :mod:`mobillm.kernels.native` where it is there, else through
+:mod:`mobillm.kernels.torch_fused`; those on other devices through :mod:`mobillm.kernels.torch_blocks`.
+The layout of the bytes is normative: ``docs/packed-tensors.md``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..errors import ConfigError, QuantizationError
 from ..formats import Format
-from . import torch_blocks, torch_fused
+from . import native, torch_blocks, torch_fused
 from .equalizer import SMALLEST_MEDIAN, check_equalizer, check_sample
 from .layout import Layout, Span, refusal
 from .numpy_backend import Packed
@@ -92,6 +95,8 @@ def quantize(
         equalizer = torch.reciprocal(equalizer.detach().to(x.device, torch.float32))
     if layout.size == 0:
         return torch.empty(0, dtype=torch.uint8, device=x.device)
+    if x.device.type == "cpu" and native.can(fmt):
+        return _encode_native(x, fmt, block, layout, equalizer)
     if not fmt.is_block:
         return _encode_plain(x, fmt)
     values = x.reshape(layout.rows, layout.width)
@@ -115,7 +120,7 @@ def dequantize(
 
     Args:
         packed: a contiguous uint8 tensor on any device, a contiguous uint8 array, or bytes, of exactly
-            the size that the shape asks for. Bytes that cannot be written to are copied first.
+            the size that the shape asks for.
         fmt: the packed format.
         shape: axes of the tensor; an empty shape is a single value.
         block: consecutive values of the last axis that share a scale: 32, 64 or 128.
@@ -134,30 +139,65 @@ def dequantize(
 
     """
     layout = Layout.of(fmt, block, shape)
-    octets = packed if isinstance(packed, torch.Tensor) else _as_tensor(packed)
-    if octets.dtype is not torch.uint8:
-        raise ConfigError("packed.dtype", str(octets.dtype).removeprefix("torch."), "uint8")
-    layout.check_packed(octets.numel(), fmt, block, shape)
+    octets = packed if isinstance(packed, torch.Tensor) else np.frombuffer(packed, np.uint8)
+    if isinstance(octets, torch.Tensor):
+        if octets.dtype is not torch.uint8:
+            raise ConfigError("packed.dtype", str(octets.dtype).removeprefix("torch."), "uint8")
+        octets = octets.detach().contiguous().reshape(-1)
+    layout.check_packed(len(octets), fmt, block, shape)
+    factors = None if equalizer is None else equalizer.detach().to(torch.float32)
     if equalizer is not None:
         check_equalizer(equalizer.detach().cpu().numpy(), layout.width, fmt)
-    octets = octets.reshape(-1).to(octets.device if device is None else device)
+    if device is None:
+        device = octets.device if isinstance(octets, torch.Tensor) else "cpu"
+    device = torch.device(device)
     if layout.size == 0:
         kind = torch.int32 if fmt is Format.I32 else torch.float32
-        out = torch.empty(tuple(shape), dtype=kind, device=octets.device)
-    elif not fmt.is_block:
-        out = _decode_plain(octets, fmt).reshape(tuple(shape))
+        out = torch.empty(tuple(shape), dtype=kind, device=device)
+    elif device.type == "cpu" and native.can(fmt):
+        out = _decode_native(octets, fmt, block, shape, factors)
     else:
-        out = _decode_blocks(octets, fmt, layout)
-        if equalizer is not None:
-            out.mul_(equalizer.detach().to(out.device, torch.float32))
+        there = _as_tensor(octets).to(device)
+        out = _decode_blocks(there, fmt, layout) if fmt.is_block else _decode_plain(there, fmt)
+        if factors is not None:
+            out.mul_(factors.to(device))
         out = out.reshape(tuple(shape))
     return out if dtype is None else out.to(dtype)
 
 
-def _as_tensor(packed: Packed) -> torch.Tensor:
-    octets = np.frombuffer(packed, np.uint8)
+def _as_tensor(octets: torch.Tensor | npt.NDArray[np.uint8]) -> torch.Tensor:
+    if isinstance(octets, torch.Tensor):
+        return octets
     # torch has no read-only tensors and warns about an array that must not be written to.
     return torch.from_numpy(octets if octets.flags.writeable else octets.copy())
+
+
+def _encode_native(
+    x: torch.Tensor, fmt: Format, block: int, layout: Layout, inverse: torch.Tensor | None
+) -> torch.Tensor:
+    values = x.contiguous()
+    # numpy has no bfloat16: its bits go by as integers.
+    array: npt.NDArray[Any] = (values.view(torch.int16) if x.dtype is torch.bfloat16 else values).numpy()
+    factors = None if inverse is None else inverse.numpy()
+    out = np.empty(layout.size, np.uint8)
+    kind = str(x.dtype).removeprefix("torch.")
+    if not native.encode(array, kind, fmt, block, layout.width, factors, out):
+        raise _refusal(x, fmt, inverse)
+    return torch.from_numpy(out)
+
+
+def _decode_native(
+    octets: torch.Tensor | npt.NDArray[np.uint8],
+    fmt: Format,
+    block: int,
+    shape: Sequence[int],
+    factors: torch.Tensor | None,
+) -> torch.Tensor:
+    array = octets.cpu().numpy() if isinstance(octets, torch.Tensor) else octets
+    out = torch.empty(tuple(shape), dtype=torch.float32)
+    width = shape[-1] if len(shape) else 1
+    native.decode(array, fmt, block, width, None if factors is None else factors.cpu().numpy(), out.numpy())
+    return out
 
 
 def _encode_here(

@@ -3,18 +3,16 @@
 The operators are part of torch. A block takes the place of a row. The 8-bit one gives rows of codes
 followed by an fp32 scale and an fp32 minimum; formats that it does not know are made from its codes.
 
-None of the operators tells of NaN: one comes back as an ordinary number. The processor does, by a flag, as
-long as the operator stays in the calling thread; and a sum over the values does, which costs a third of a
-search for the smallest and the largest value. The limit of the values follows from the trailers that the
-operator has written.
+None of the operators tells of NaN: one comes back as an ordinary number. A sum over the values does, and
+costs a third of a search for the smallest and the largest value. The limit of the values follows from the
+trailers that the operator has written.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +20,6 @@ import torch
 
 from ..formats import Format
 from . import bitpack, blocks
-from .float_flags import InvalidFlag, invalid_flag
 from .layout import code_size
 from .tables import F8_MAX, F16_MAX, table_of
 from .workspace import Workspace
@@ -104,44 +101,15 @@ def _tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _prepack(operator: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> tuple[_Octets, bool]:
-    """Run a fused operator; tell also whether it is sure that no value is NaN."""
-    n = values.shape[1]
-    # More threads would each have their own flag.
-    if torch.get_num_threads() > 1 or not _shows_nan(operator, n):
-        return operator(values).numpy(), False
-    flag = cast(InvalidFlag, invalid_flag())
-    flag.clear()
-    rows = operator(values)
-    return rows.numpy(), not flag.is_raised()
-
-
-@functools.cache
-def _shows_nan(operator: Callable[[torch.Tensor], torch.Tensor], n: int) -> bool:
-    """Try whether the operator raises the processor's flag for a NaN at each place of a block of ``n``."""
-    flag = invalid_flag()
-    if flag is None:
-        return False
-    for place in range(n):
-        values = torch.arange(2.0 * n).reshape(2, n)
-        values[1, place] = math.nan
-        flag.clear()
-        operator(values)
-        if not flag.is_raised():
-            return False
-    return True
-
-
-def _fits(values: torch.Tensor, bounded: bool, no_nan: bool) -> bool:
+def _fits(values: torch.Tensor, bounded: bool) -> bool:
     """Tell whether all values are finite and within the limit.
 
     Args:
         values: the values.
         bounded: whether the trailers show that all values but NaN are within the limit.
-        no_nan: whether it is known that none is NaN.
 
     """
-    if bounded and (no_nan or math.isfinite(float(values.sum()))):
+    if bounded and math.isfinite(float(values.sum())):
         return True
     low, high = torch.aminmax(values)  # both are NaN if any value is
     return float(low) >= -F16_MAX and float(high) <= F16_MAX
@@ -156,7 +124,7 @@ def _encode_plain(fmt: Format, values: torch.Tensor, out: _Octets) -> bool:
 
 
 def _encode_asym4(values: torch.Tensor, out: _Octets | None) -> _Octets | None:
-    records, no_nan = _prepack(_ops.embedding_bag_4bit_prepack, values)
+    records: _Octets = _ops.embedding_bag_4bit_prepack(values).numpy()
     trailer = _workspace.take("trailer", (len(records), 4), np.uint8)
     bitpack.copy_octets(records[:, -4:], trailer)
     signed = trailer.view("<i2")  # scale and minimum, as the bits of fp16 numbers
@@ -165,7 +133,7 @@ def _encode_asym4(values: torch.Tensor, out: _Octets | None) -> _Octets | None:
         minimum[minimum == 0x8000] = 0
     # 0x6800 is 2048: a block ends below 2048 + 15 * 2048. 0xF800 is -32768.
     bounded = signed.max() < 0x6800 and trailer.view("<u2").max() < 0xF800
-    if not _fits(values, bool(bounded), no_nan):
+    if not _fits(values, bool(bounded)):
         return None
     if out is None:
         return records
@@ -176,12 +144,12 @@ def _encode_asym4(values: torch.Tensor, out: _Octets | None) -> _Octets | None:
 def _encode_top_bits(fmt: Format, values: torch.Tensor, out: _Octets) -> bool:
     n = values.shape[1]
     size = code_size(fmt.bits, n)
-    rows, no_nan = _prepack(_ops.embedding_bag_byte_prepack, values)
+    rows: _Octets = _ops.embedding_bag_byte_prepack(values).numpy()
     statistics = _workspace.take("statistics", (len(rows), 2), np.float32)
     bitpack.copy_octets(rows[:, n:], statistics.view(np.uint8))
     # A block ends at its minimum plus 255 steps; one step more makes up for rounding.
     bounded = statistics.min() >= -F16_MAX and 257 * statistics.max() <= F16_MAX
-    if not _fits(values, bool(bounded), no_nan):
+    if not _fits(values, bool(bounded)):
         return False
     if fmt.bits < 8:
         statistics[:, 0], statistics[:, 1] = blocks.top_bits(statistics[:, 0], statistics[:, 1], fmt.bits)

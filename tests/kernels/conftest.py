@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from mobillm.formats import Format
-from mobillm.kernels import reference
+from mobillm.kernels import native, reference
 from mobillm.kernels.tables import table_of
 
 Array = npt.NDArray[Any]
@@ -87,6 +87,15 @@ def _cases() -> dict[str, Array]:
 
 
 _CASES = _cases()
+
+
+@pytest.fixture(params=["without native", "native"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test without the C extension and with it, where it was built."""
+    if request.param == "without native":
+        monkeypatch.setattr(native, "LEVELS", ())
+    elif not native.LEVELS:
+        pytest.skip("the C extension was not built: there was no compiler, or it is older than this test")
 
 
 @pytest.fixture(params=_CASES)

@@ -12,6 +12,8 @@ from mobillm.errors import ConfigError, QuantizationError
 from mobillm.formats import Format
 from mobillm.kernels import calibrate, dequantize, quantize, reference, torch_backend, torch_blocks
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 Array = npt.NDArray[Any]
 BLOCK_FORMATS = [fmt for fmt in Format if fmt.is_block]
 

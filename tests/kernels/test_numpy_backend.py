@@ -18,6 +18,8 @@ from mobillm.errors import ConfigError, QuantizationError
 from mobillm.formats import BLOCKS, Format, packed_size
 from mobillm.kernels import dequantize, quantize, reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 Array = npt.NDArray[Any]
 Expected = Callable[[Array, Format, int], bytes]
 FLOAT_FORMATS = [fmt for fmt in Format if fmt is not Format.I32]

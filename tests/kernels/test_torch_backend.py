@@ -18,6 +18,8 @@ from mobillm.formats import BLOCKS, Format, packed_size
 from mobillm.kernels import numpy_backend, reference
 from mobillm.kernels.torch_backend import dequantize, quantize
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 Array = npt.NDArray[Any]
 Expected = Callable[[Array, Format, int], bytes]
 FLOAT_FORMATS = [fmt for fmt in Format if fmt is not Format.I32]

@@ -15,13 +15,11 @@ from mobillm.kernels.torch_fused import decode, encode
 BLOCK_FORMATS = [fmt for fmt in Format if fmt.is_block]
 
 
-@pytest.fixture(autouse=True, params=["by the flag", "by the sum"])
-def one_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Test both ways to see a NaN; more threads would lose their time waiting for one another."""
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads would lose their time waiting for one another."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    if request.param == "by the sum":
-        monkeypatch.setattr(torch_fused, "_shows_nan", lambda operator, n: False)
     yield
     torch.set_num_threads(before)
 
@@ -108,23 +106,3 @@ def test_read_only_records_are_decoded() -> None:
     assert records is not None
     frozen = np.frombuffer(records.tobytes(), np.uint8).reshape(records.shape)
     assert torch.equal(decode(Format.ASYM4, frozen, 64), decode(Format.ASYM4, records, 64))
-
-
-def test_an_operator_that_hides_nan_is_not_trusted() -> None:
-    """The flag is used only where it was seen to be raised at each place of a block."""
-
-    def careless(values: torch.Tensor) -> torch.Tensor:
-        return torch.where(values.isnan(), 0, values).to(torch.uint8)
-
-    assert not torch_fused._shows_nan(careless, 8)
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_nan_is_seen_whatever_the_number_of_threads(threads: int) -> None:
-    """Each thread of torch has a flag of its own, so several are not asked for theirs."""
-    torch.set_num_threads(threads)
-    for row in (0, 2000, 3999):
-        values = sample(4000, 64)
-        values[row, 20] = math.nan
-        assert encode(Format.ASYM4, values, None) is None
-        assert encode(Format.ASYM8, values, None) is None

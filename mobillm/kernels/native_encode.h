@@ -1,0 +1,261 @@
+/* Blocks of values to records, for one instruction set.
+ *
+ * native.c includes this file once for each instruction set, with the macro FN giving the functions a suffix
+ * and NATIVE_AVX512 or NATIVE_AVX2 defined where those instructions may be used. The loops are plain C in a
+ * form that compilers turn into vector instructions; the steps are those of docs/packed-tensors.md, each
+ * rounded once (-ffp-contract=off), so that every instruction set gives the same bytes.
+ *
+ * A group of blocks goes through one step after the other while it is in the first-level cache: the division
+ * and the rounding of 16 blocks' scales then are vector operations too, and no step waits for the one before.
+ */
+
+enum { FN(GROUP) = 16 };
+
+/* Smallest and largest value of a block, as keys: numbers that are ordered like the values, with NaN at the
+ * ends. Unlike fp32 numbers, integers may be compared in any order, which vector reductions need. */
+INLINE void FN(extremes)(const loose_f32 *x, int n, int32_t *low,
+                                                               int32_t *high)
+{
+    int32_t least = INT32_MAX, most = INT32_MIN;
+    for (int i = 0; i < n; i++) {
+        int32_t key = key_of(x[i]);
+        least = key < least ? key : least;
+        most = key > most ? key : most;
+    }
+    *low = least;
+    *high = most;
+}
+
+INLINE void FN(quantize)(const loose_f32 *x, int n, float base,
+                                                               float inverse, int32_t top, uint8_t *codes)
+{
+    for (int i = 0; i < n; i++) {
+        int32_t code = rounded((x[i] - base) * inverse);
+        if (top < 255) { /* the 8-bit steps are made to fit, with no fp16 number in between */
+            code = code < 0 ? 0 : code;
+            code = code > top ? top : code;
+        }
+        codes[i] = (uint8_t)code;
+    }
+}
+
+/* To e4m3: 3 bits of fraction and a bias of 7, where fp32 has 23 and 127; steps of 2**-9 below 2**-6. */
+INLINE void FN(quantize_f8)(const loose_f32 *x, int n, float inverse,
+                                                                  uint8_t *codes)
+{
+    for (int i = 0; i < n; i++) {
+        uint32_t bits = bits_of(x[i] * inverse), size = bits & 0x7FFFFFFF;
+        uint32_t steps = (uint32_t)rounded(float_of(size) * 512.0f);
+        uint32_t normal = ((size + 0x7FFFF + (size >> 20 & 1)) >> 20) - (120 << 3);
+        uint32_t code = size < 0x3C800000 ? steps : normal;
+        codes[i] = (uint8_t)(code | (bits >> 24 & 0x80));
+    }
+}
+
+/* Grid points to codes, in place. */
+static inline void FN(look_up)(const uint8_t *table, uint8_t *codes, int n)
+{
+    int i = 0;
+#ifdef NATIVE_AVX512
+    const __m512i *quarter = (const __m512i *)table;
+    __m512i a = _mm512_loadu_si512(quarter), b = _mm512_loadu_si512(quarter + 1);
+    __m512i c = _mm512_loadu_si512(quarter + 2), d = _mm512_loadu_si512(quarter + 3);
+    for (; i + 64 <= n; i += 64) {
+        __m512i point = _mm512_loadu_si512(codes + i);
+        __m512i lower = _mm512_permutex2var_epi8(a, point, b), upper = _mm512_permutex2var_epi8(c, point, d);
+        __m512i code = _mm512_mask_blend_epi8(_mm512_movepi8_mask(point), lower, upper);
+        _mm512_storeu_si512(codes + i, code);
+    }
+#endif
+    for (; i < n; i++)
+        codes[i] = table[codes[i]];
+}
+
+/* Widens values to fp32 and multiplies them by their channels' reciprocal factors, if not NULL. */
+INLINE void FN(widen)(const struct encode_job *job, size_t first, const loose_f32 *factors, int n, float *out)
+{
+    const loose_f32 *x = (const loose_f32 *)job->x + first;
+    const loose_u16 *halves = (const loose_u16 *)job->x + first;
+    if (job->kind == KIND_F32 && factors)
+        for (int i = 0; i < n; i++)
+            out[i] = x[i] * factors[i];
+    else if (job->kind == KIND_F32)
+        for (int i = 0; i < n; i++)
+            out[i] = x[i];
+    else if (job->kind == KIND_F16)
+        for (int i = 0; i < n; i++)
+            out[i] = from_half(halves[i]);
+    else
+        for (int i = 0; i < n; i++)
+            out[i] = float_of((uint32_t)halves[i] << 16);
+    if (job->kind != KIND_F32 && factors)
+        for (int i = 0; i < n; i++)
+            out[i] *= factors[i];
+}
+
+/* What quantization needs of each block of a group. */
+struct FN(scales) {
+    float base[FN(GROUP)], inverse[FN(GROUP)];
+    uint16_t trailer[2][FN(GROUP)];
+};
+
+static void FN(choose_scales)(enum format format, int bits, const float *low, const float *high,
+                              struct FN(scales) *scales)
+{
+    float *base = scales->base, *inverse = scales->inverse;
+    uint16_t *first = scales->trailer[0], *second = scales->trailer[1];
+    if (format == ASYM4) {
+        for (int b = 0; b < FN(GROUP); b++) {
+            second[b] = to_half(low[b]);
+            base[b] = from_half(second[b]);
+            uint16_t scale = to_half((high[b] - base[b]) / 15.0f);
+            first[b] = scale & 0x7FFF ? scale : 0x3C00; /* 1 */
+            inverse[b] = 1.0f / from_half(first[b]);
+        }
+    } else if (is_asym(format)) {
+        /* A shortened code stands for the middle of the 8-bit codes that share it. */
+        float merged = (float)(1 << (8 - bits)), middle = (merged - 1.0f) / 2.0f;
+        for (int b = 0; b < FN(GROUP); b++) {
+            float spread = high[b] - low[b], step = spread / 255.0f;
+            base[b] = low[b];
+            inverse[b] = 255.0f / (spread + 1e-8f);
+            first[b] = to_half(step * merged);
+            float offset = step * middle;
+            second[b] = to_half(low[b] + offset);
+        }
+    } else {
+        for (int b = 0; b < FN(GROUP); b++) {
+            float largest = -low[b] > high[b] ? -low[b] : high[b];
+            float twice = largest + largest, atleast = largest > 0x1p-24f ? largest : 0x1p-24f;
+            base[b] = -largest;
+            inverse[b] = format == F8 ? 448.0f / atleast : 255.0f / (twice + 1e-8f);
+            first[b] = to_half(largest);
+        }
+    }
+    for (int b = 0; b < FN(GROUP); b++) { /* no negative zero */
+        first[b] = first[b] == 0x8000 ? 0 : first[b];
+        second[b] = second[b] == 0x8000 ? 0 : second[b];
+    }
+}
+
+INLINE void FN(quantize_block)(const struct encode_job *job,
+                                                                     const loose_f32 *x, int n, float base,
+                                                                     float inverse, uint8_t *codes)
+{
+    if (job->format == F8)
+        FN(quantize_f8)(x, n, inverse, codes);
+    else if (job->format == ASYM4)
+        FN(quantize)(x, n, base, inverse, 15, codes);
+    else
+        FN(quantize)(x, n, base, inverse, 255, codes);
+}
+
+/* Encodes up to GROUP blocks of n values, from value `first` on, to records; false when a value is refused. */
+static bool FN(encode_group)(const struct encode_job *job, size_t first, int count, int n, uint8_t *out)
+{
+    _Alignas(64) float values[FN(GROUP)][LONGEST];
+    _Alignas(64) uint8_t codes[FN(GROUP)][LONGEST];
+    const loose_f32 *source[FN(GROUP)];
+    int32_t low[FN(GROUP)] = {0}, high[FN(GROUP)] = {0};
+    float lows[FN(GROUP)], highs[FN(GROUP)];
+    struct FN(scales) scales = {0};
+    const loose_f32 *factors = job->factors ? job->factors + first % job->width : NULL;
+    bool direct = job->kind == KIND_F32 && !job->factors;
+    size_t value = job->kind == KIND_F32 ? 4 : 2;
+    for (int b = 0; b < count; b++) {
+        source[b] = values[b];
+        if (direct)
+            source[b] = (const loose_f32 *)job->x + first + b * n;
+        else
+            FOR_LENGTH(n, FN(widen)(job, first + (size_t)(b * n), factors, N, values[b]));
+        factors = next_factors(job->factors, factors, n, job->width);
+        FOR_LENGTH(n, FN(extremes)(source[b], N, &low[b], &high[b]));
+    }
+    bool fine = true;
+    for (int b = 0; b < FN(GROUP); b++) {
+        fine &= high[b] <= HALF_MAX && low[b] >= ~HALF_MAX;
+        lows[b] = float_of(bits_of_key(low[b]));
+        highs[b] = float_of(bits_of_key(high[b]));
+    }
+    if (!fine)
+        return false;
+    FN(choose_scales)(job->format, job->bits, lows, highs, &scales);
+    const char *ahead = (const char *)job->x + (first + 2 * FN(GROUP) * (size_t)n) * value;
+    for (int b = 0; b < count; b++, ahead += value * (size_t)n) {
+        for (int line = 0; line < (int)value * n; line += 64)
+            __builtin_prefetch(ahead + line); /* memory is read all the time, not only in the first step */
+        FOR_LENGTH(n, FN(quantize_block)(job, source[b], N, scales.base[b], scales.inverse[b], codes[b]));
+    }
+    if (job->table)
+        for (int b = 0; b < count; b++)
+            FN(look_up)(job->table, codes[b], n);
+    int size = (n * job->bits + 7) / 8, record = size + job->trailer;
+    FOR_BITS(job->bits, for (int b = 0; b < count; b++)
+        FOR_LENGTH(n, FN(pack)(codes[b], N, BITS, DROP, out + b * record)));
+    for (int b = 0; b < count; b++) {
+        memcpy(out + b * record + size, &scales.trailer[0][b], 2);
+        if (job->trailer == 4)
+            memcpy(out + b * record + size + 2, &scales.trailer[1][b], 2);
+    }
+    return true;
+}
+
+static bool FN(encode_blocks)(const struct encode_job *job, size_t first, size_t blocks, int n, uint8_t *out)
+{
+    size_t record = ((size_t)n * (size_t)job->bits + 7) / 8 + (size_t)job->trailer;
+    for (size_t b = 0; b < blocks; b += FN(GROUP)) {
+        int count = blocks - b < FN(GROUP) ? (int)(blocks - b) : FN(GROUP);
+        if (!FN(encode_group)(job, first + b * (size_t)n, count, n, out + b * record))
+            return false;
+    }
+    return true;
+}
+
+static bool FN(encode_plain)(const struct encode_job *job)
+{
+    float values[PLAIN];
+    size_t all = job->rows * job->width;
+    int32_t limit = job->format == F32 ? 0x7F7FFFFF : job->format == BF16 ? 0x7F7F0000 : HALF_MAX;
+    for (size_t start = 0; start < all; start += PLAIN) {
+        int n = all - start < PLAIN ? (int)(all - start) : PLAIN;
+        int32_t low, high;
+        const loose_f32 *source = (const loose_f32 *)job->x + start;
+        if (job->kind != KIND_F32) {
+            FN(widen)(job, start, NULL, n, values);
+            source = values;
+        }
+        FN(extremes)(source, n, &low, &high);
+        if (high > limit || low < ~limit)
+            return false;
+        if (job->format == F32) {
+            memcpy(job->out + 4 * start, source, 4 * (size_t)n);
+            continue;
+        }
+        loose_u16 *out = (loose_u16 *)job->out + start;
+        if (job->format == F16)
+            for (int i = 0; i < n; i++)
+                out[i] = to_half(source[i]);
+        else
+            for (int i = 0; i < n; i++) /* half of the lowest kept bit, less one when that bit is 0 */
+                out[i] = (uint16_t)((bits_of(source[i]) + 0x7FFF + (bits_of(source[i]) >> 16 & 1)) >> 16);
+    }
+    return true;
+}
+
+static bool FN(encode)(const struct encode_job *job)
+{
+    if (job->format < ASYM2)
+        return FN(encode_plain)(job);
+    size_t full = job->width / (size_t)job->block, rest = job->width % (size_t)job->block;
+    if (!rest)
+        return FN(encode_blocks)(job, 0, job->rows * full, job->block, job->out);
+    size_t short_record = (rest * (size_t)job->bits + 7) / 8 + (size_t)job->trailer;
+    for (size_t row = 0; row < job->rows; row++) {
+        size_t first = row * job->width;
+        uint8_t *out = job->out + row * job->row_size;
+        if (!FN(encode_blocks)(job, first, full, job->block, out) ||
+            !FN(encode_blocks)(job, first + job->width - rest, 1, (int)rest, out + job->row_size - short_record))
+            return false;
+    }
+    return true;
+}

@@ -4,8 +4,10 @@
 measured in turn with a copy of the same tensor, and all figures are ratios to that copy. Keys:
 ``encode.<format>.vs_memcpy``, ``decode.<format>.vs_memcpy`` and ``.vs_<peer>`` for the peers that are
 installed (bitsandbytes, torchao, gguf), on the first shape; the other shapes have theirs behind the shape.
-``numpy.`` before a format is the backend without torch, ``equalized_`` the division by channel factors in
-front. ``pack.<format>.vs_packbits`` compares packing alone with ``numpy.packbits``.
+``equalized_`` before a format is the division by channel factors in front; ``allocating.`` takes new memory
+for the result, where the others and the copy write into memory that is there; ``numpy.`` and ``torch.`` are
+the backends that do the work where the C extension was not built. ``pack.<format>.vs_packbits`` compares
+numpy's packing alone with ``numpy.packbits``.
 
 ``--in-situ`` instead measures what packing and handing over all taps costs, as a share of the forward.
 """
@@ -32,7 +34,7 @@ from benchmarks.peers import PEERS, installed, nearest
 from mobillm import kernels
 from mobillm.codec import pack
 from mobillm.formats import Format
-from mobillm.kernels import bitpack, torch_backend
+from mobillm.kernels import bitpack, native, torch_backend
 from mobillm.nn.backbone import Backbone
 
 Work = Callable[[], Any]
@@ -82,22 +84,41 @@ class Race:
 
 
 def own_works(tensor: torch.Tensor) -> dict[str, Work]:
-    """Return quantization and dequantization of all formats and variants."""
-    array = tensor.numpy()
+    """Return quantization and dequantization of all formats and variants, into memory that is there."""
+    array, memory = tensor.numpy(), torch.empty_like(tensor)
     factors = torch_backend.calibrate(tensor)
     works: dict[str, Work] = {}
 
-    def add(name: str, backend: Any, values: Any, fmt: Format, **options: Any) -> None:
+    def add(name: str, backend: Any, values: Any, fmt: Format, into: Any, **options: Any) -> None:
         packed = backend.quantize(values, fmt, **options)
-        works[f"encode.{name}"] = lambda: backend.quantize(values, fmt, **options)
-        works[f"decode.{name}"] = lambda: backend.dequantize(packed, fmt, tuple(values.shape), **options)
+        target, shape = None if into is None else packed, tuple(values.shape)
+        works[f"encode.{name}"] = lambda: backend.quantize(values, fmt, out=target, **options)
+        works[f"decode.{name}"] = lambda: backend.dequantize(packed, fmt, shape, out=into, **options)
 
     for fmt in FORMATS:
-        add(fmt.name.lower(), torch_backend, tensor, fmt)
-    for fmt in (Format.ASYM4, Format.NF4):
-        add(f"equalized_{fmt.name.lower()}", torch_backend, tensor, fmt, equalizer=factors)
-        add(f"numpy.{fmt.name.lower()}", kernels, array, fmt)
-    return works
+        add(fmt.name.lower(), torch_backend, tensor, fmt, memory)
+    for fmt in (Format.ASYM4, Format.ASYM8):
+        add(f"equalized_{fmt.name.lower()}", torch_backend, tensor, fmt, memory, equalizer=factors)
+    for fmt in (Format.ASYM4, Format.ASYM8):
+        add(f"allocating.{fmt.name.lower()}", torch_backend, tensor, fmt, None)
+    native_works = set(works)
+    for fmt in (Format.ASYM4, Format.ASYM8, Format.NF4):
+        add(f"torch.{fmt.name.lower()}", torch_backend, tensor, fmt, None)  # would copy into given memory
+        add(f"numpy.{fmt.name.lower()}", kernels, array, fmt, memory.numpy())
+    return {name: work if name in native_works else without_native(work) for name, work in works.items()}
+
+
+def without_native(work: Work) -> Work:
+    """Return a work that is done as if the C extension had not been built."""
+
+    def run() -> Any:
+        levels, native.LEVELS = native.LEVELS, ()
+        try:
+            return work()
+        finally:
+            native.LEVELS = levels
+
+    return run
 
 
 def peer_works(tensor: torch.Tensor) -> tuple[dict[str, Work], dict[tuple[str, Format], str]]:
@@ -126,7 +147,10 @@ def measure_shape(shape: tuple[int, ...], repeats: int, console: Console) -> dic
     gigabytes = tensor.numel() * 4 / statistics.median(race.baseline_times) / 1e9
     figures = {"memcpy.gb_per_s": gigabytes}
     peers = list(filter(installed, PEERS))
-    table = Table(title=f"{shape}, fp32, times the speed of memcpy ({gigabytes:.1f} GB/s) and of peers")
+    backend = f"native ({native.LEVELS[-1]})" if native.LEVELS else "torch, the C extension was not built"
+    table = Table(
+        title=f"{shape}, fp32, {backend}: times the speed of memcpy ({gigabytes:.1f} GB/s) and of peers"
+    )
     for column in ("format", "encode", "decode", *peers):
         table.add_column(column)
     for name in [key.removeprefix("encode.") for key in own if key.startswith("encode.")]:
@@ -197,9 +221,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     console = Console()
-    figures: dict[str, Any] = {}
+    for name in PEERS:
+        if not installed(name):
+            console.print(f"{name} is absent: pip install '.[bench]' brings it; its columns are left out")
+    figures: dict[str, Any] = {"native": list(native.LEVELS)}
     if args.in_situ:
-        figures = measure_in_situ(max(1, args.repeats // 3), console)
+        figures |= measure_in_situ(max(1, args.repeats // 3), console)
     else:
         for shape in SHAPES:
             prefix = "" if shape == SHAPES[0] else "x".join(map(str, shape)) + "."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
 from ..errors import ConfigError, QuantizationError
 from ..formats import BLOCKS, MAX_RANK, Format, packed_size, row_size
 
-__all__ = ["Layout", "Span", "code_size", "refusal"]
+__all__ = ["Layout", "Span", "code_size", "misfit", "refusal"]
 
 
 def code_size(bits: int, values: int) -> int:
@@ -55,8 +56,8 @@ class Layout:
     size: int
     spans: tuple[Span, ...]
 
-    @classmethod
-    def of(cls, fmt: Format, block: int, shape: Sequence[int]) -> Layout:
+    @staticmethod
+    def of(fmt: Format, block: int, shape: Sequence[int]) -> Layout:
         """Lay a tensor out.
 
         Args:
@@ -69,18 +70,7 @@ class Layout:
                 negative one.
 
         """
-        if block not in BLOCKS:
-            raise ConfigError("block", block, "32, 64 or 128")
-        if len(shape) > MAX_RANK or any(axis < 0 for axis in shape):
-            raise ConfigError("shape", list(shape), f"at most {MAX_RANK} axes, none of them negative")
-        width = shape[-1] if shape else 1
-        return cls(
-            rows=math.prod(shape[:-1]),
-            width=width,
-            row_size=row_size(fmt, block, width),
-            size=packed_size(fmt, block, shape),
-            spans=_spans(fmt, block, width) if fmt.is_block else (),
-        )
+        return _lay_out(fmt, block, tuple(shape))
 
     def check_packed(self, seen: int, fmt: Format, block: int, shape: Sequence[int]) -> None:
         """Refuse a packed tensor that has ``seen`` bytes instead of :attr:`size`.
@@ -98,6 +88,23 @@ class Layout:
             )
 
 
+# The shapes of a session's tensors are few, and working a layout out takes longer than packing a small one.
+@functools.lru_cache(maxsize=1024)
+def _lay_out(fmt: Format, block: int, shape: tuple[int, ...]) -> Layout:
+    if block not in BLOCKS:
+        raise ConfigError("block", block, "32, 64 or 128")
+    if len(shape) > MAX_RANK or any(axis < 0 for axis in shape):
+        raise ConfigError("shape", list(shape), f"at most {MAX_RANK} axes, none of them negative")
+    width = shape[-1] if shape else 1
+    return Layout(
+        rows=math.prod(shape[:-1]),
+        width=width,
+        row_size=row_size(fmt, block, width),
+        size=packed_size(fmt, block, shape),
+        spans=_spans(fmt, block, width) if fmt.is_block else (),
+    )
+
+
 def _spans(fmt: Format, block: int, width: int) -> tuple[Span, ...]:
     spans: list[Span] = []
     column = octet = 0
@@ -110,6 +117,24 @@ def _spans(fmt: Format, block: int, width: int) -> tuple[Span, ...]:
             spans.append(Span(values, record, columns, octets))
             column, octet = columns.stop, octets.stop
     return tuple(spans)
+
+
+def misfit(seen: int, kind: str, wanted: int, expected: str) -> ConfigError:
+    """Build the error for memory that does not fit a result.
+
+    Args:
+        seen: its items.
+        kind: their type.
+        wanted: items of the result.
+        expected: their type.
+
+    Returns:
+        The error, for the caller to raise.
+
+    """
+    return ConfigError(
+        "out", f"{seen} x {kind}", f"{wanted} x {expected}, contiguous and writable, in main memory"
+    )
 
 
 def refusal(

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from ..formats import Format
 from .tables import table_of
 
-__all__ = ["LEVELS", "can", "decode", "encode"]
+__all__ = ["KINDS", "LEVELS", "can", "decode", "encode"]
 
-_KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
+# What the values are, by the name of their type.
+KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
 _Octets = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
 
@@ -42,13 +43,13 @@ def can(fmt: Format) -> bool:
 
 
 def encode(
-    x: npt.NDArray[Any], kind: str, fmt: Format, block: int, width: int, inverse: _Floats | None, out: _Octets
+    x: npt.NDArray[Any], kind: int, fmt: Format, block: int, width: int, inverse: _Floats | None, out: _Octets
 ) -> bool:
     """Quantize and pack rows of values.
 
     Args:
         x: contiguous values, in an array whose items have their size.
-        kind: what the values are: ``float32``, ``float16`` or ``bfloat16``.
+        kind: what the values are, of :data:`KINDS`.
         fmt: the packed format.
         block: values that share a scale.
         width: values of one row, at least 1.
@@ -63,7 +64,7 @@ def encode(
 
     """
     table = table_of(fmt).codes if fmt in (Format.NF4, Format.FP4) else None
-    done: bool = _extension.encode(x, _KINDS[kind], out, fmt, block, width, inverse, table, len(LEVELS) - 1)
+    done: bool = _extension.encode(x, kind, out, fmt, block, width, inverse, table, len(LEVELS) - 1)
     return done
 
 

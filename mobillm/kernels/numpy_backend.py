@@ -5,6 +5,7 @@ The layout of the bytes is normative: ``docs/packed-tensors.md``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..errors import ConfigError, QuantizationError
 from ..formats import Format
 from . import blocks, native
 from .equalizer import check_equalizer, reciprocal
-from .layout import Layout, refusal
+from .layout import Layout, misfit, refusal
 from .tables import largest
 from .workspace import Workspace
 
@@ -31,7 +32,12 @@ _workspace = Workspace()
 
 
 def quantize(
-    x: npt.NDArray[Any], fmt: Format, block: int = 64, *, equalizer: Equalizer | None = None
+    x: npt.NDArray[Any],
+    fmt: Format,
+    block: int = 64,
+    *,
+    equalizer: Equalizer | None = None,
+    out: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Quantize and pack an array.
 
@@ -41,13 +47,14 @@ def quantize(
         block: consecutive values of the last axis that share a scale: 32, 64 or 128.
         equalizer: float16 factors [width] from :func:`~mobillm.kernels.calibrate`, by which channels are
             divided first; None divides by nothing.
+        out: contiguous uint8 array for the result; None takes new memory.
 
     Returns:
-        A new uint8 array [:func:`~mobillm.formats.packed_size`].
+        uint8 [:func:`~mobillm.formats.packed_size`]: ``out``, or a new array.
 
     Raises:
-        QuantizationError: a value is NaN, infinite or too large for the format.
-        ConfigError: the type, the rank, the block or the equalizer is not one of the above.
+        QuantizationError: a value is NaN, infinite or too large for the format; ``out`` then holds anything.
+        ConfigError: the type, the rank, the block, the equalizer or ``out`` is not one of the above.
 
     """
     layout = Layout.of(fmt, block, x.shape)
@@ -59,16 +66,19 @@ def quantize(
         )
     if equalizer is not None:
         check_equalizer(equalizer, layout.width, fmt)
-    if layout.size == 0:
-        return np.empty(0, np.uint8)
+    packed = _memory(out, (layout.size,), np.uint8)
     inverse = None if equalizer is None else reciprocal(equalizer)
-    if native.can(fmt):
-        out = np.empty(layout.size, np.uint8)
+    if layout.size == 0:
+        pass
+    elif native.can(fmt):
         values = np.ascontiguousarray(x)
-        if not native.encode(values, x.dtype.name, fmt, block, layout.width, inverse, out):
+        if not native.encode(values, native.KINDS[x.dtype.name], fmt, block, layout.width, inverse, packed):
             raise _refusal(x, fmt, largest(fmt), inverse)
-        return out
-    return _quantize_blocks(x, fmt, layout, inverse) if fmt.is_block else _quantize_plain(x, fmt)
+    elif fmt.is_block:
+        _quantize_blocks(x, fmt, layout, inverse, packed.reshape(layout.rows, layout.row_size))
+    else:
+        packed[...] = _quantize_plain(x, fmt)
+    return packed
 
 
 def dequantize(
@@ -78,6 +88,7 @@ def dequantize(
     block: int = 64,
     *,
     equalizer: Equalizer | None = None,
+    out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
     """Unpack and dequantize a packed tensor.
 
@@ -87,14 +98,15 @@ def dequantize(
         shape: axes of the tensor; an empty shape is a single value.
         block: consecutive values of the last axis that share a scale: 32, 64 or 128.
         equalizer: the factors that the tensor was quantized with, or None.
+        out: contiguous array for the result, with as many items; None takes new memory.
 
     Returns:
-        A new, writable array of ``shape``; int32 for ``I32``, else float32. The content is not checked:
+        ``out`` or a new array, as ``shape``; int32 for ``I32``, else float32. The content is not checked:
         damaged bytes may give values that are not finite.
 
     Raises:
         ConfigError: the size does not fit the shape, the rank or the block is out of range, or the
-            equalizer does not fit the width.
+            equalizer or ``out`` does not fit.
 
     """
     layout = Layout.of(fmt, block, shape)
@@ -103,18 +115,33 @@ def dequantize(
     octets = np.frombuffer(packed, np.uint8)
     layout.check_packed(octets.size, fmt, block, shape)
     factors = None if equalizer is None else equalizer.astype(np.float32)
-    if native.can(fmt) and layout.size:
-        out = np.empty(shape, np.float32)
-        native.decode(octets, fmt, block, layout.width, factors, out)
-        return out
-    if not fmt.is_block:
-        return _dequantize_plain(octets, fmt).reshape(shape)
-    out = np.empty((layout.rows, layout.width), np.float32)
-    records = octets.reshape(layout.rows, layout.row_size)
-    for rows in _row_chunks(layout):
-        _decode_rows(fmt, layout, records[rows], out[rows])
-        if factors is not None:
-            out[rows] *= factors
+    values = _memory(out, tuple(shape), np.int32 if fmt is Format.I32 else np.float32)
+    if layout.size == 0:
+        pass
+    elif native.can(fmt):
+        native.decode(octets, fmt, block, layout.width, factors, values)
+    elif fmt.is_block:
+        table = values.reshape(layout.rows, layout.width)
+        records = octets.reshape(layout.rows, layout.row_size)
+        for rows in _row_chunks(layout):
+            _decode_rows(fmt, layout, records[rows], table[rows])
+            if factors is not None:
+                table[rows] *= factors
+    else:
+        values[...] = _dequantize_plain(octets, fmt).reshape(shape)
+    return values
+
+
+def _memory(out: npt.NDArray[Any] | None, shape: tuple[int, ...], kind: type[Any]) -> npt.NDArray[Any]:
+    if out is None:
+        return np.empty(shape, kind)
+    if (
+        out.dtype != kind
+        or out.size != math.prod(shape)
+        or not out.flags.c_contiguous
+        or not out.flags.writeable
+    ):
+        raise misfit(out.size, str(out.dtype), math.prod(shape), np.dtype(kind).name)
     return out.reshape(shape)
 
 
@@ -138,9 +165,8 @@ def _row_chunks(layout: Layout) -> list[slice]:
 
 
 def _quantize_blocks(
-    x: npt.NDArray[Any], fmt: Format, layout: Layout, inverse: Floats | None
-) -> npt.NDArray[np.uint8]:
-    out = np.empty((layout.rows, layout.row_size), np.uint8)
+    x: npt.NDArray[Any], fmt: Format, layout: Layout, inverse: Floats | None, out: npt.NDArray[np.uint8]
+) -> None:
     values = x.reshape(layout.rows, layout.width)
     limit = largest(fmt)
     for rows in _row_chunks(layout):
@@ -157,7 +183,6 @@ def _quantize_blocks(
             records = _workspace.take("records", (len(part), span.record), np.uint8)
             blocks.encode(fmt, part, low, high, records)
             target[...] = records.reshape(target.shape)
-    return out.reshape(-1)
 
 
 def _part(values: npt.NDArray[Any], inverse: Floats | None) -> Floats:

@@ -16,9 +16,9 @@ import torch
 
 from ..errors import ConfigError, QuantizationError
 from ..formats import Format
-from . import native, torch_blocks, torch_fused
+from . import native, numpy_backend, torch_blocks, torch_fused
 from .equalizer import SMALLEST_MEDIAN, check_equalizer, check_sample
-from .layout import Layout, Span, refusal
+from .layout import Layout, Span, misfit, refusal
 from .numpy_backend import Packed
 from .tables import largest
 from .workspace import Workspace
@@ -32,6 +32,7 @@ _STORED = {
     Format.BF16: torch.bfloat16,
     Format.I32: torch.int32,
 }
+_KINDS = {kind: native.KINDS[str(kind).removeprefix("torch.")] for kind in _FLOATS}
 # Values that are converted or equalized at a time, in memory that is used again and again.
 _CHUNK = 1 << 20
 _workspace = Workspace()
@@ -62,7 +63,12 @@ def calibrate(x: torch.Tensor) -> torch.Tensor:
 
 
 def quantize(
-    x: torch.Tensor, fmt: Format, block: int = 64, *, equalizer: torch.Tensor | None = None
+    x: torch.Tensor,
+    fmt: Format,
+    block: int = 64,
+    *,
+    equalizer: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Quantize and pack a tensor.
 
@@ -73,14 +79,15 @@ def quantize(
         block: consecutive values of the last axis that share a scale: 32, 64 or 128.
         equalizer: float16 factors [width] from :func:`calibrate`, by which channels are divided first;
             None divides by nothing.
+        out: contiguous uint8 tensor in main memory for the result; None takes new memory.
 
     Returns:
-        A new uint8 tensor [:func:`~mobillm.formats.packed_size`] on the device of ``x``; in main memory
-        its ``.numpy()`` costs no copy.
+        uint8 [:func:`~mobillm.formats.packed_size`]: ``out``, or a new tensor on the device of ``x``, whose
+        ``.numpy()`` costs no copy in main memory.
 
     Raises:
-        QuantizationError: a value is NaN, infinite or too large for the format.
-        ConfigError: the type, the rank, the block or the equalizer is not one of the above.
+        QuantizationError: a value is NaN, infinite or too large for the format; ``out`` then holds anything.
+        ConfigError: the type, the rank, the block, the equalizer or ``out`` is not one of the above.
 
     """
     layout = Layout.of(fmt, block, x.shape)
@@ -93,17 +100,20 @@ def quantize(
     if equalizer is not None:
         check_equalizer(equalizer.detach().cpu().numpy(), layout.width, fmt)
         equalizer = torch.reciprocal(equalizer.detach().to(x.device, torch.float32))
+    if out is not None:
+        _check_out(out, layout.size, torch.uint8)
     if layout.size == 0:
-        return torch.empty(0, dtype=torch.uint8, device=x.device)
-    if x.device.type == "cpu" and native.can(fmt):
-        return _encode_native(x, fmt, block, layout, equalizer)
-    if not fmt.is_block:
-        return _encode_plain(x, fmt)
-    values = x.reshape(layout.rows, layout.width)
-    packed = (_encode_here if x.device.type == "cpu" else _encode_there)(values, fmt, layout, equalizer)
-    if packed is None:
-        raise _refusal(x, fmt, equalizer)
-    return packed.reshape(-1)
+        packed = torch.empty(0, dtype=torch.uint8, device=x.device)
+    elif x.device.type == "cpu" and native.can(fmt):
+        packed = torch.empty(layout.size, dtype=torch.uint8) if out is None else out
+        if not _encode_native(x, fmt, block, layout, equalizer, packed):
+            raise _refusal(x, fmt, equalizer)
+        return packed
+    elif fmt.is_block:
+        packed = _encode_blocks(x, fmt, layout, equalizer)
+    else:
+        packed = _encode_plain(x, fmt)
+    return packed if out is None else out.copy_(packed)
 
 
 def dequantize(
@@ -115,6 +125,7 @@ def dequantize(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     equalizer: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Unpack and dequantize a packed tensor.
 
@@ -128,76 +139,96 @@ def dequantize(
         device: where to unpack and return the result; the packed bytes travel there, not the values.
             None means where ``packed`` is.
         equalizer: the factors that the tensor was quantized with, on any device, or None.
+        out: contiguous tensor in main memory for the result, float32 (``I32``: int32), with as many items;
+            None takes new memory. Without ``dtype`` and ``device``.
 
     Returns:
-        A new tensor of ``shape``. The content is not checked: damaged bytes may give values that are not
-        finite.
+        ``out`` or a new tensor, as ``shape``. The content is not checked: damaged bytes may give values that
+        are not finite.
 
     Raises:
         ConfigError: the size does not fit the shape, the rank or the block is out of range, the equalizer
-            does not fit the width, or ``packed`` is a tensor of another type than uint8.
+            or ``out`` does not fit, or ``packed`` is a tensor of another type than uint8.
 
     """
+    if isinstance(packed, torch.Tensor) and packed.dtype is not torch.uint8:
+        raise ConfigError("packed.dtype", str(packed.dtype).removeprefix("torch."), "uint8")
+    if device is None and isinstance(packed, torch.Tensor):
+        device = packed.device
+    if native.can(fmt) and (out is not None or device is None or torch.device(device).type == "cpu"):
+        array = numpy_backend.dequantize(
+            packed.detach().cpu().contiguous().numpy() if isinstance(packed, torch.Tensor) else packed,
+            fmt,
+            shape,
+            block,
+            equalizer=None if equalizer is None else equalizer.detach().cpu().numpy(),
+            out=None if out is None else out.numpy(),
+        )
+        values = torch.from_numpy(array)
+    else:
+        values = _dequantize_torch(packed, fmt, shape, block, device, equalizer)
+        if out is not None:
+            _check_out(out, values.numel(), values.dtype)
+            values = out.reshape(tuple(shape)).copy_(values)
+    return values if dtype is None else values.to(dtype)
+
+
+def _dequantize_torch(
+    packed: torch.Tensor | Packed,
+    fmt: Format,
+    shape: Sequence[int],
+    block: int,
+    device: torch.device | str | None,
+    equalizer: torch.Tensor | None,
+) -> torch.Tensor:
     layout = Layout.of(fmt, block, shape)
-    octets = packed if isinstance(packed, torch.Tensor) else np.frombuffer(packed, np.uint8)
-    if isinstance(octets, torch.Tensor):
-        if octets.dtype is not torch.uint8:
-            raise ConfigError("packed.dtype", str(octets.dtype).removeprefix("torch."), "uint8")
-        octets = octets.detach().contiguous().reshape(-1)
-    layout.check_packed(len(octets), fmt, block, shape)
-    factors = None if equalizer is None else equalizer.detach().to(torch.float32)
+    octets = packed if isinstance(packed, torch.Tensor) else _as_tensor(packed)
+    layout.check_packed(octets.numel(), fmt, block, shape)
     if equalizer is not None:
         check_equalizer(equalizer.detach().cpu().numpy(), layout.width, fmt)
-    if device is None:
-        device = octets.device if isinstance(octets, torch.Tensor) else "cpu"
-    device = torch.device(device)
+    octets = octets.reshape(-1).to(octets.device if device is None else device)
     if layout.size == 0:
         kind = torch.int32 if fmt is Format.I32 else torch.float32
-        out = torch.empty(tuple(shape), dtype=kind, device=device)
-    elif device.type == "cpu" and native.can(fmt):
-        out = _decode_native(octets, fmt, block, shape, factors)
-    else:
-        there = _as_tensor(octets).to(device)
-        out = _decode_blocks(there, fmt, layout) if fmt.is_block else _decode_plain(there, fmt)
-        if factors is not None:
-            out.mul_(factors.to(device))
-        out = out.reshape(tuple(shape))
-    return out if dtype is None else out.to(dtype)
+        return torch.empty(tuple(shape), dtype=kind, device=octets.device)
+    if not fmt.is_block:
+        return _decode_plain(octets, fmt).reshape(tuple(shape))
+    values = _decode_blocks(octets, fmt, layout)
+    if equalizer is not None:
+        values.mul_(equalizer.detach().to(values.device, torch.float32))
+    return values.reshape(tuple(shape))
 
 
-def _as_tensor(octets: torch.Tensor | npt.NDArray[np.uint8]) -> torch.Tensor:
-    if isinstance(octets, torch.Tensor):
-        return octets
+def _check_out(out: torch.Tensor, items: int, kind: torch.dtype) -> None:
+    plain = out.is_contiguous() and out.device.type == "cpu" and not out.requires_grad
+    if out.dtype is not kind or out.numel() != items or not plain:
+        seen, expected = (str(dtype).removeprefix("torch.") for dtype in (out.dtype, kind))
+        raise misfit(out.numel(), seen, items, expected)
+
+
+def _as_tensor(packed: Packed) -> torch.Tensor:
+    octets = np.frombuffer(packed, np.uint8)
     # torch has no read-only tensors and warns about an array that must not be written to.
     return torch.from_numpy(octets if octets.flags.writeable else octets.copy())
 
 
 def _encode_native(
-    x: torch.Tensor, fmt: Format, block: int, layout: Layout, inverse: torch.Tensor | None
-) -> torch.Tensor:
+    x: torch.Tensor, fmt: Format, block: int, layout: Layout, inverse: torch.Tensor | None, out: torch.Tensor
+) -> bool:
     values = x.contiguous()
     # numpy has no bfloat16: its bits go by as integers.
     array: npt.NDArray[Any] = (values.view(torch.int16) if x.dtype is torch.bfloat16 else values).numpy()
     factors = None if inverse is None else inverse.numpy()
-    out = np.empty(layout.size, np.uint8)
-    kind = str(x.dtype).removeprefix("torch.")
-    if not native.encode(array, kind, fmt, block, layout.width, factors, out):
-        raise _refusal(x, fmt, inverse)
-    return torch.from_numpy(out)
+    return native.encode(array, _KINDS[x.dtype], fmt, block, layout.width, factors, out.numpy())
 
 
-def _decode_native(
-    octets: torch.Tensor | npt.NDArray[np.uint8],
-    fmt: Format,
-    block: int,
-    shape: Sequence[int],
-    factors: torch.Tensor | None,
+def _encode_blocks(
+    x: torch.Tensor, fmt: Format, layout: Layout, inverse: torch.Tensor | None
 ) -> torch.Tensor:
-    array = octets.cpu().numpy() if isinstance(octets, torch.Tensor) else octets
-    out = torch.empty(tuple(shape), dtype=torch.float32)
-    width = shape[-1] if len(shape) else 1
-    native.decode(array, fmt, block, width, None if factors is None else factors.cpu().numpy(), out.numpy())
-    return out
+    values = x.reshape(layout.rows, layout.width)
+    packed = (_encode_here if x.device.type == "cpu" else _encode_there)(values, fmt, layout, inverse)
+    if packed is None:
+        raise _refusal(x, fmt, inverse)
+    return packed.reshape(-1)
 
 
 def _encode_here(

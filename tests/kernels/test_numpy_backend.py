@@ -226,3 +226,27 @@ def test_two_threads_at_once(fmt: Format) -> None:
             assert [quantize(x, Format.F32).tobytes() for x in back] == [
                 dequantize(octets, fmt, (40, 100)).tobytes() for octets in packed
             ]
+
+
+def test_results_go_into_memory_of_the_callers(fmt: Format) -> None:
+    """The array that was given comes back, filled, for packed bytes and for values of any shape."""
+    x = sample((3, 5, 70))
+    packed = np.zeros(packed_size(fmt, 64, x.shape), np.uint8)
+    assert np.shares_memory(quantize(x, fmt, out=packed), packed)
+    assert (packed == quantize(x, fmt)).all()
+    memory = np.zeros(x.size, np.float32)
+    values = dequantize(packed, fmt, x.shape, out=memory)
+    assert values.shape == x.shape
+    assert np.shares_memory(values, memory)
+    assert (values == dequantize(packed, fmt, x.shape)).all()
+
+
+@pytest.mark.parametrize(
+    "out", [np.zeros(35, np.uint8), np.zeros(36, np.int8), np.zeros(72, np.uint8)[::2], b"read-only"]
+)
+def test_memory_that_does_not_fit_is_refused(out: Any) -> None:
+    """Too small, of another type, with gaps, or not to be written to."""
+    if isinstance(out, bytes):
+        out = np.frombuffer(bytes(36), np.uint8)
+    with pytest.raises(ConfigError, match=r"out is .*; expected 36 x uint8, contiguous and writable"):
+        quantize(sample((64,)), Format.ASYM4, out=out)

@@ -241,3 +241,19 @@ def test_two_threads_at_once(fmt: Format) -> None:
             assert all(map(torch.equal, pool.map(lambda x: quantize(x, fmt), inputs), packed))
             back = pool.map(lambda octets: dequantize(octets, fmt, (40, 100)), packed)
             assert all(map(torch.equal, back, values))
+
+
+def test_results_go_into_memory_of_the_callers(fmt: Format) -> None:
+    """The tensor that was given holds the packed bytes, or the values in any shape."""
+    x = sample(3, 5, 70)
+    packed = torch.zeros(packed_size(fmt, 64, x.shape), dtype=torch.uint8)
+    assert quantize(x, fmt, out=packed) is packed
+    assert torch.equal(packed, quantize(x, fmt))
+    memory = torch.zeros(x.numel())
+    values = dequantize(packed, fmt, x.shape, out=memory)
+    assert values.data_ptr() == memory.data_ptr()
+    assert torch.equal(values, dequantize(packed, fmt, x.shape))
+    with pytest.raises(ConfigError, match=r"out is '1049 x float32'; expected 1050 x float32"):
+        dequantize(packed, fmt, x.shape, out=memory[1:])
+    with pytest.raises(ConfigError, match="x uint8, contiguous and writable"):
+        quantize(x, fmt, out=packed.expand(2, -1).T)

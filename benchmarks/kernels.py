@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     for name in PEERS:
         if not installed(name):
-            console.print(f"{name} is absent: pip install '.[bench]' brings it; its columns are left out")
+            console.print(f"{name} is absent: pip install '.[peers]' brings it; its columns are left out")
     figures: dict[str, Any] = {"native": list(native.LEVELS)}
     if args.in_situ:
         figures |= measure_in_situ(max(1, args.repeats // 3), console)

@@ -168,21 +168,16 @@ def _quantize_blocks(
     x: npt.NDArray[Any], fmt: Format, layout: Layout, inverse: Floats | None, out: npt.NDArray[np.uint8]
 ) -> None:
     values = x.reshape(layout.rows, layout.width)
-    limit = largest(fmt)
     for rows in _row_chunks(layout):
         for span in layout.spans:
             part = _part(values[rows, span.columns], None if inverse is None else inverse[span.columns])
             part = part.reshape(-1, span.values)
-            low, high = blocks.extremes(part)
-            if not (low.min() >= -limit and high.max() <= limit):
-                raise _refusal(x, fmt, limit, inverse)
             target = out[rows, span.octets]
-            if len(layout.spans) == 1:
-                blocks.encode(fmt, part, low, high, target.reshape(-1, span.record))
-                continue
-            records = _workspace.take("records", (len(part), span.record), np.uint8)
-            blocks.encode(fmt, part, low, high, records)
-            target[...] = records.reshape(target.shape)
+            records = target.reshape(-1, span.record)  # a copy where the short blocks lie between
+            if not blocks.encode(fmt, part, records):
+                raise _refusal(x, fmt, largest(fmt), inverse)
+            if len(layout.spans) > 1:
+                target[...] = records.reshape(target.shape)
 
 
 def _part(values: npt.NDArray[Any], inverse: Floats | None) -> Floats:

@@ -58,7 +58,7 @@ def encode(fmt: Format, values: torch.Tensor, out: _Octets | None) -> _Octets | 
     for start in range(0, len(values), step):
         part, records = values[start : start + step], out[start : start + step]
         if fmt is Format.ASYM4:
-            fine = _encode_plain(fmt, part, records)
+            fine = blocks.encode(fmt, part.numpy(), records)
         elif fmt.is_asym:
             fine = _encode_top_bits(fmt, part, records)
         else:
@@ -115,14 +115,6 @@ def _fits(values: torch.Tensor, bounded: bool) -> bool:
     return float(low) >= -F16_MAX and float(high) <= F16_MAX
 
 
-def _encode_plain(fmt: Format, values: torch.Tensor, out: _Octets) -> bool:
-    low, high = blocks.extremes(values.numpy())
-    if not (low.min() >= -F16_MAX and high.max() <= F16_MAX):
-        return False
-    blocks.encode(fmt, values.numpy(), low, high, out)
-    return True
-
-
 def _encode_asym4(values: torch.Tensor, out: _Octets | None) -> _Octets | None:
     records: _Octets = _ops.embedding_bag_4bit_prepack(values).numpy()
     trailer = _workspace.take("trailer", (len(records), 4), np.uint8)
@@ -171,7 +163,7 @@ def _encode_table(fmt: Format, values: torch.Tensor, out: _Octets) -> bool:
         codes = (values * inverse[:, None]).to(torch.float8_e4m3fn).view(torch.uint8)
         bitpack.copy_octets(codes.numpy(), out[:, :size])
     elif n % 2:
-        return _encode_plain(fmt, values, out)
+        return blocks.encode(fmt, values.numpy(), out)
     else:
         bounds = torch.stack([-absmax, absmax], dim=1)
         rows = _ops.embedding_bag_byte_prepack_with_rowwise_min_max(values, bounds)

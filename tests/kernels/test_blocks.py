@@ -11,13 +11,13 @@ from mobillm.kernels import blocks
 
 def test_extremes_of_each_block() -> None:
     """The smallest and the largest value are found block by block."""
-    low, high = blocks.extremes(np.array([[3, -1, 2], [0, 0, 5]], np.float32))
+    low, high = blocks.extremes(blocks.turn(np.array([[3, -1, 2], [0, 0, 5]], np.float32)))
     assert (low.tolist(), high.tolist()) == ([-1, 0], [3, 5])
 
 
 def test_extremes_keep_nan() -> None:
     """A NaN hides neither among the smallest nor among the largest values."""
-    low, high = blocks.extremes(np.array([[3, math.nan, 2], [1, 1, 1]], np.float32))
+    low, high = blocks.extremes(blocks.turn(np.array([[3, math.nan, 2], [1, 1, 1]], np.float32)))
     assert (np.isnan(low).tolist(), np.isnan(high).tolist()) == ([True, False], [True, False])
 
 
@@ -25,7 +25,7 @@ def test_extremes_keep_nan() -> None:
 def test_extremes_of_any_length(n: int) -> None:
     """Blocks that are no multiple of a group are searched too."""
     values = np.random.default_rng(n).standard_normal((50, n)).astype(np.float32)
-    low, high = blocks.extremes(values)
+    low, high = blocks.extremes(blocks.turn(values))
     assert (low == values.min(axis=1)).all()
     assert (high == values.max(axis=1)).all()
 

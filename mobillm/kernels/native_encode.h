@@ -180,10 +180,12 @@ static bool FN(encode_group)(const struct encode_job *job, size_t first, int cou
     if (!fine)
         return false;
     FN(choose_scales)(job->format, job->bits, lows, highs, &scales);
-    const char *ahead = (const char *)job->x + (first + 2 * FN(GROUP) * (size_t)n) * value;
+    /* Fetched two groups ahead, so that memory is read in every step and not only in the first. An address
+     * past the end is no harm. */
+    uintptr_t ahead = (uintptr_t)job->x + (first + 2 * FN(GROUP) * (size_t)n) * value;
     for (int b = 0; b < count; b++, ahead += value * (size_t)n) {
-        for (int line = 0; line < (int)value * n; line += 64)
-            __builtin_prefetch(ahead + line); /* memory is read all the time, not only in the first step */
+        for (uintptr_t line = 0; line < value * (size_t)n; line += 64)
+            __builtin_prefetch((const void *)(ahead + line));
         FOR_LENGTH(n, FN(quantize_block)(job, source[b], N, scales.base[b], scales.inverse[b], codes[b]));
     }
     if (job->table)

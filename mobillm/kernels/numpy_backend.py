@@ -28,6 +28,8 @@ Floats = npt.NDArray[np.float32]
 
 # Values handled at a time: the fp32 temporaries of a chunk stay in a core's own cache.
 _CHUNK = 1 << 18
+_INTEGERS = (np.dtype(np.int32),)
+_KINDS = {np.dtype(name): native.KINDS[name] for name in ("float32", "float16")}
 _workspace = Workspace()
 
 
@@ -58,9 +60,9 @@ def quantize(
 
     """
     layout = Layout.of(fmt, block, x.shape)
-    accepted = (np.int32,) if fmt is Format.I32 else (np.float32, np.float16)
+    accepted = _INTEGERS if fmt is Format.I32 else _KINDS
     if x.dtype not in accepted:
-        names = " or ".join(np.dtype(kind).name for kind in accepted)
+        names = " or ".join(kind.name for kind in accepted)
         raise ConfigError(
             "x.dtype", str(x.dtype), f"{names} for {fmt.name.lower()}; convert the values first"
         )
@@ -72,7 +74,7 @@ def quantize(
         pass
     elif native.can(fmt):
         values = np.ascontiguousarray(x)
-        if not native.encode(values, native.KINDS[x.dtype.name], fmt, block, layout.width, inverse, packed):
+        if not native.encode(values, _KINDS[x.dtype], fmt, block, layout.width, inverse, packed):
             raise _refusal(x, fmt, largest(fmt), inverse)
     elif fmt.is_block:
         _quantize_blocks(x, fmt, layout, inverse, packed.reshape(layout.rows, layout.row_size))

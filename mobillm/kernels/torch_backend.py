@@ -104,7 +104,7 @@ def quantize(
         _check_out(out, layout.size, torch.uint8)
     if layout.size == 0:
         packed = torch.empty(0, dtype=torch.uint8, device=x.device)
-    elif x.device.type == "cpu" and native.can(fmt):
+    elif x.is_cpu and native.can(fmt):
         packed = torch.empty(layout.size, dtype=torch.uint8) if out is None else out
         if not _encode_native(x, fmt, block, layout, equalizer, packed):
             raise _refusal(x, fmt, equalizer)
@@ -199,7 +199,7 @@ def _dequantize_torch(
 
 
 def _check_out(out: torch.Tensor, items: int, kind: torch.dtype) -> None:
-    plain = out.is_contiguous() and out.device.type == "cpu" and not out.requires_grad
+    plain = out.is_contiguous() and out.is_cpu and not out.requires_grad
     if out.dtype is not kind or out.numel() != items or not plain:
         seen, expected = (str(dtype).removeprefix("torch.") for dtype in (out.dtype, kind))
         raise misfit(out.numel(), seen, items, expected)
@@ -225,7 +225,7 @@ def _encode_blocks(
     x: torch.Tensor, fmt: Format, layout: Layout, inverse: torch.Tensor | None
 ) -> torch.Tensor:
     values = x.reshape(layout.rows, layout.width)
-    packed = (_encode_here if x.device.type == "cpu" else _encode_there)(values, fmt, layout, inverse)
+    packed = (_encode_here if x.is_cpu else _encode_there)(values, fmt, layout, inverse)
     if packed is None:
         raise _refusal(x, fmt, inverse)
     return packed.reshape(-1)

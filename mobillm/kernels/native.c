@@ -197,7 +197,7 @@ INLINE const loose_f32 *next_factors(const loose_f32 *first, const loose_f32 *fa
 
 #ifdef HAS_LEVELS
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,prfchw")
 #define FN(name) name##_avx2
 #define NATIVE_AVX2
 #include "native_pack.h"
@@ -207,7 +207,7 @@ INLINE const loose_f32 *next_factors(const loose_f32 *first, const loose_f32 *fa
 #undef FN
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")
+#pragma GCC target("avx2,prfchw,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")
 #define FN(name) name##_avx512
 #define NATIVE_AVX512
 #include "native_pack.h"

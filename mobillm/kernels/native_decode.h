@@ -78,6 +78,10 @@ static void FN(decode_group)(const struct decode_job *job, const uint8_t *packed
     const loose_f32 *factors = job->factors ? job->factors + first % job->width : NULL;
     for (int b = 0; b < count; b++, factors = next_factors(job->factors, factors, n, job->width)) {
         loose_f32 *out = job->out + first + b * n;
+        /* Two groups ahead, for writing: without it each new page is met unprepared. */
+        uintptr_t ahead = (uintptr_t)out + 2 * FN(GROUP) * sizeof(float) * (uintptr_t)n;
+        for (uintptr_t line = 0; line < sizeof(float) * (uintptr_t)n; line += 64)
+            __builtin_prefetch((const void *)(ahead + line), 1);
         FOR_LENGTH(n, FN(decode_block)(job, codes[b], N, scale[b], base[b], factors, out));
     }
 }

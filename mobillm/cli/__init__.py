@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ..errors import ConfigError, MobiLLMError
 from ..version import __version__
-from . import certs, conformance, demo, evaluate, finetune, generate, predict, serve, sessions
+from . import certs, conformance, demo, evaluate, finetune, generate, plan, predict, serve, sessions
 from .arguments import EXIT_CODES, Parser, Subparsers
 from .console import configure_logging, say
 from .failure import FAILED, INTERRUPTED, USAGE, explain, missing_package, unexpected
@@ -33,6 +33,7 @@ COMMANDS: tuple[Command, ...] = (
     demo,
     serve,
     sessions,
+    plan,
     finetune,
     evaluate,
     predict,

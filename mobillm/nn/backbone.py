@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ModelError
 from ..spec import ModelSpec
 from .gguf import dequantized_directory
-from .layers import Parts, find_parts
+from .layers import Parts, WeightBytes, find_parts
 from .layerwise import Layerwise, NotLayerwiseError, Run
 from .models import resolve_model
 from .quiet import quiet_loading
@@ -162,6 +162,10 @@ class Backbone:
         if self._tokenizer is None:
             raise ModelError(f"{self.name} has no tokenizer; build the backbone with one, or pass token ids")
         return self._tokenizer
+
+    def weight_bytes(self) -> WeightBytes:
+        """Return how large the model is; of a streamed one before its first forward."""
+        return self._parts.weight_bytes()
 
     def model_spec(self) -> ModelSpec:
         """Return the fingerprint that a session states."""

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, cast
 
 from torch import nn
 
 from ..errors import ModelError
 
-__all__ = ["Parts", "find_parts"]
+__all__ = ["Parts", "WeightBytes", "find_parts"]
 
 # Attribute names of the norm after the last layer, over the decoders of transformers.
 _FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WeightBytes:
+    """How large a model is without its LM head.
+
+    Attributes:
+        total: bytes of all weights.
+        layer: bytes of the largest layer.
+        outside: bytes of what is neither in a layer nor in the input embedding.
+        widest: values of the widest inner state of a layer.
+
+    """
+
+    total: int
+    layer: int
+    outside: int
+    widest: int
 
 
 class Parts:
@@ -34,6 +53,18 @@ class Parts:
         self.trunk = trunk
         self.causal = _is_causal(layers, config)
         self.hidden_size = int(config.hidden_size)
+
+    def weight_bytes(self) -> WeightBytes:
+        """Count the weights; of parameters on the meta device too."""
+        layers = [sum(p.nbytes for p in layer.parameters()) for layer in self.layers]
+        total = sum(p.nbytes for p in self.base.parameters())
+        embedding = cast(Any, self.base).get_input_embeddings()
+        return WeightBytes(
+            total=total,
+            layer=max(layers),
+            outside=total - sum(layers) - sum(p.nbytes for p in embedding.parameters()),
+            widest=max(max(p.shape) for p in self.layers.parameters()),
+        )
 
     @property
     def final_norm(self) -> nn.Module | None:

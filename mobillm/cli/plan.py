@@ -1,0 +1,181 @@
+"""``mobillm plan``: what fine-tuning will need on this device, and what fits."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import resource
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..device.plan import Demand, Job, ModelFigures, choose
+from ..errors import ConfigError
+from ..formats import BLOCKS, Format
+from ..nn.tokens import MAX_LENGTH
+from ..spec import CodecSpec
+from .arguments import Subparsers, add_command, add_model, at_least, between
+from .console import print_json, say
+from .failure import DONE
+from .loading import load_backbone
+
+if TYPE_CHECKING:
+    from ..nn.backbone import Backbone
+
+__all__ = ["add", "run"]
+
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_RATES = {"kbit": 125, "mbit": 125_000, "gbit": 125_000_000}
+_ROUNDS = 3  # of the measurement; the fastest counts
+
+_EXAMPLES = """\
+  mobillm plan --model smollm2 --samples 3000 --length 25
+  mobillm plan --model ./model --batch-size 16 --length 256 --memory-limit 1.5GiB --link 20mbit
+"""
+
+
+def add(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "plan",
+        run,
+        summary="predict memory, traffic and time of a run, and what fits",
+        description="Open a model without loading its layers, time one of them, and predict what finetune "
+        "will need on this device. With a limit of the memory or the rate of the link, say what to change.",
+        examples=_EXAMPLES,
+    )
+    add_model(parser)
+    group = parser.add_argument_group("run")
+    group.add_argument("--samples", type=at_least(1), default=1000, metavar="N", help="default: %(default)s")
+    group.add_argument(
+        "--length",
+        type=between(1, MAX_LENGTH),
+        default=128,
+        metavar="N",
+        help="mean tokens of a sample (default: %(default)s)",
+    )
+    group.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="default: %(default)s")
+    group.add_argument(
+        "--taps", default="every:4", metavar="T", help="as for finetune (default: %(default)s)"
+    )
+    formats = [fmt.name.lower() for fmt in Format if fmt is not Format.I32]
+    group.add_argument("--format", default=CodecSpec().format, choices=formats, help="default: %(default)s")
+    group.add_argument(
+        "--block", type=int, default=CodecSpec().block, choices=BLOCKS, help="default: %(default)s"
+    )
+    group.add_argument("--memory-limit", type=size, metavar="SIZE", help="such as 800MB or 1.5GiB")
+    group.add_argument("--link", type=rate, metavar="RATE", help="such as 500kbit, 20mbit or 1gbit, a second")
+
+
+def size(text: str) -> int:
+    """Read a number of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmg]?i?)b?", text.strip().lower())
+    if found is None or found[2] not in _SIZES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected one such as 800MB or 1.5GiB")
+    return int(float(found[1]) * _SIZES[found[2]])
+
+
+def rate(text: str) -> float:
+    """Read a rate in bits and return bytes per second."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmg]bit)(?:/s|ps)?", text.strip().lower())
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate; expected one such as 500kbit or 20mbit")
+    return float(found[1]) * _RATES[found[2]]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, choose and print."""
+    wanted, args.stream_weights = args.stream_weights, True  # the layers themselves are not needed here
+    say("loading torch ...")
+    backbone = load_backbone(args, taps=args.taps, lm_head=False)
+    if backbone.positions is not None and args.length > backbone.positions:
+        raise ConfigError("length", args.length, f"at most {backbone.positions}, as the model has positions")
+    say("timing a layer ...")
+    model = _figures(backbone, args.length)
+    job = Job(
+        samples=args.samples,
+        length=args.length,
+        batch=args.batch_size,
+        taps=tuple(backbone.taps),
+        format=args.format,
+        block=args.block,
+        streamed=wanted,
+    )
+    job, demand, reasons = choose(
+        model, job, memory_limit=args.memory_limit, link=args.link, span=backbone.span
+    )
+    if args.json:
+        figures = dataclasses.asdict(demand) | {"seconds": demand.seconds, "reasons": reasons}
+        print_json(figures | {"job": dataclasses.asdict(job), "model": dataclasses.asdict(model)})
+    else:
+        print(_text(args, model, job, demand, reasons))
+    return DONE
+
+
+def _figures(backbone: Backbone, length: int) -> ModelFigures:
+    """Measure the process and a layer, and count the model's weights; no layer was read yet."""
+    from ..nn.backbone import PART
+
+    weights = backbone.weight_bytes()
+    base = _resident() - weights.outside
+    return ModelFigures(
+        layers=backbone.layers,
+        hidden_size=backbone.hidden_size,
+        inner_size=weights.widest,
+        itemsize=backbone.dtype.itemsize,
+        weight_bytes=weights.total,
+        layer_bytes=weights.layer,
+        outside_bytes=weights.outside,
+        base_bytes=base,
+        part=PART,
+        layer_seconds=_layer_seconds(backbone, min(length, PART), PART),
+    )
+
+
+def _resident() -> int:
+    """Return the resident bytes of this process; the peak where the system tells nothing else."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _layer_seconds(backbone: Backbone, length: int, tokens: int) -> float:
+    """Time the first layers on a part's worth of tokens; return the seconds of a layer for a token."""
+    samples = [[number % 100 for number in range(length)]] * max(1, tokens // length)
+    depth = min(2, backbone.layers)
+    tapped, bare = backbone.with_taps([depth]), backbone.with_taps([0])
+    times = []
+    for _ in range(_ROUNDS):
+        start = time.monotonic()
+        bare.forward(samples, lambda *_: None)
+        middle = time.monotonic()
+        tapped.forward(samples, lambda *_: None)
+        times.append(time.monotonic() - middle - (middle - start))
+    return max(min(times), 1e-9) / depth / (len(samples) * length)
+
+
+def _text(args: argparse.Namespace, model: ModelFigures, job: Job, demand: Demand, reasons: list[str]) -> str:
+    mode = "streamed from the disk" if job.streamed else "in memory"
+    link = f", sending {demand.link_seconds:,.1f} s" if demand.link_seconds else ""
+    lines = [
+        f"{model.layers} layers of {model.layer_bytes / 2**20:,.1f} MiB, {mode}; {len(job.taps)} taps, "
+        f"{job.format}; batches of {job.batch} samples of {job.length} tokens",
+        f"memory   {demand.memory_bytes / 2**20:,.0f} MiB: {model.base_bytes / 2**20:,.0f} code, "
+        f"{demand.weights_bytes / 2**20:,.0f} weights, {demand.work_bytes / 2**20:,.0f} hidden states, "
+        f"{demand.packed_bytes / 2**20:,.0f} packed",
+        f"traffic  {demand.traffic_bytes / 1e6:,.1f} MB, {demand.token_bytes:,} bytes a token",
+        f"time     {demand.seconds:,.1f} s for {job.samples} samples: computing "
+        f"{demand.compute_seconds:,.1f} s{link}",
+    ]
+    lines += [f"change   {reason}" for reason in reasons]
+    command = ["mobillm", "finetune", "--model", args.model, "--batch-size", str(job.batch)]
+    command += ["--taps", args.taps, "--format", job.format]
+    command += ["--stream-weights"] if job.streamed else []
+    return "\n".join([*lines, f"next: {shlex.join(command)} --data FILE --out DIR"])

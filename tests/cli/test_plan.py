@@ -1,0 +1,78 @@
+"""Tests of ``mobillm plan``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import pytest
+
+from mobillm.cli import main
+from mobillm.cli.plan import rate, size
+from mobillm.formats import Format, row_size
+from tests.cli.commands import fails
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1.5GiB", 3 << 29), ("800MB", 800_000_000), ("5 k", 5000), ("7", 7), ("2Ki", 2048)],
+)
+def test_sizes(text: str, expected: int) -> None:
+    """Sizes have decimal or binary units."""
+    assert size(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("20mbit", 2.5e6), ("500 kbit/s", 62_500.0), ("1Gbit", 1.25e8)]
+)
+def test_rates(text: str, expected: float) -> None:
+    """Rates are bits a second and come back as bytes."""
+    assert rate(text) == expected
+
+
+def test_bad_words() -> None:
+    """What is no size or rate is refused with an example."""
+    for text in ("", "many", "1tib", "-5MB", "i"):
+        with pytest.raises(argparse.ArgumentTypeError, match="such as 800MB"):
+            size(text)
+    for text in ("", "20", "0mbit", "20mb"):
+        with pytest.raises(argparse.ArgumentTypeError, match="such as 500kbit"):
+            rate(text)
+
+
+def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The figures are those of the model and the run."""
+    command = ["plan", "--model", model, "--samples", "10", "--length", "8", "--taps", "1,3", "--json"]
+    assert main([*command, "--dtype", "float32"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    row = row_size(Format.ASYM4, 64, 16)
+    assert (found["token_bytes"], found["traffic_bytes"]) == (2 * row, 10 * 8 * 2 * row)
+    assert found["job"]["taps"] == [1, 3]
+    assert found["model"]["layers"] == 3
+    layer = 4 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 24 + 2 * 16)
+    assert found["model"]["layer_bytes"] == layer
+    assert found["model"]["weight_bytes"] == 3 * layer + 4 * (40 * 16 + 16)
+    assert found["model"]["outside_bytes"] == 4 * 16
+    assert found["memory_bytes"] > found["model"]["base_bytes"] > 50e6
+    assert found["compute_seconds"] > 0
+    assert found["reasons"] == []
+
+
+def test_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """People get four lines, each change with its reason, and the command to run."""
+    command = ["plan", "--model", model, "--samples", "10000", "--length", "8", "--link", "1kbit"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["memory", "traffic", "time"]
+    assert "change   asym3: the link needs" in lines[4]
+    assert lines[-1].startswith("next: mobillm finetune --model")
+    assert "--format asym2" in lines[-1]
+
+
+def test_errors(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit that nothing fits, and samples longer than the model takes, are wrong usage."""
+    text = fails(capsys, "plan", "--model", model, "--length", "8", "--memory-limit", "5MiB", status=2)
+    assert "5 MiB" in text
+    assert "Python, torch and transformers" in text
+    assert "at most 32" in fails(capsys, "plan", "--model", model, "--length", "33", status=2)

@@ -59,8 +59,9 @@ fuzz: $(VENV)/.fuzz
 faults: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/faults --table -m "slow or not slow"
 
+# Compares ratios with the committed ones; the machine should have nothing else to do.
 bench: $(VENV)/.all
-	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.guard
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info mobillm/kernels/*.so

@@ -210,9 +210,10 @@ def check_headers(spec: SessionSpec, headers: Mapping[int, TensorHeader], sample
     """Check that a batch's tensors are those that the spec asks for.
 
     Every tap must be there with the model's width in a format of the spec, all taps with the same number of
-    tokens; one length for each sample; one target for each sample, or for each token when the task is
-    ``causal-lm``. Lengths, classes and token ids are ``i32``, the values of a regression ``f32``. Where the
-    spec lets taps be equalized, the batch may also hold their equalizers.
+    tokens, one for each sample where the spec's ``tokens`` is ``last``; one length for each sample; one
+    target for each sample, or for each token when the task is ``causal-lm``. Lengths, classes and token ids
+    are ``i32``, the values of a regression ``f32``. Where the spec lets taps be equalized, the batch may also
+    hold their equalizers.
 
     Raises:
         ConfigError: something is missing, superfluous or has another shape or format.
@@ -224,7 +225,7 @@ def check_headers(spec: SessionSpec, headers: Mapping[int, TensorHeader], sample
     for tensor in sorted(expected ^ (set(headers) - optional)):
         state = "is missing" if tensor in expected else "was not announced by the spec"
         raise ConfigError(tensor_name(tensor), state, f"exactly {taps} taps, the targets and the lengths")
-    tokens = headers[0].shape[0]
+    tokens = samples if spec.tokens == "last" else headers[0].shape[0]
     for tap in range(taps):
         _check_tap(spec, headers[tap], tokens, tensor_name(tap))
     for tensor in optional & set(headers):

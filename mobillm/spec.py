@@ -17,10 +17,12 @@ from .errors import ConfigError
 from .formats import BLOCKS, Format
 
 __all__ = [
+    "IGNORED",
     "KINDS",
     "POOLS",
     "SCHEDULES",
     "TASKS",
+    "TOKENS",
     "CodecSpec",
     "ModelSpec",
     "OptimizerSpec",
@@ -32,6 +34,9 @@ TASKS = ("causal-lm", "classification", "regression")
 KINDS = ("ladder", "parallel", "head")
 POOLS = ("last", "first", "mean")
 SCHEDULES = ("onecycle", "linear", "constant")
+TOKENS = ("all", "loss", "last")
+
+IGNORED = -100  # target of a token that does not enter the loss
 
 _MAX_NAME = 128
 _MAX_WIDTH = 1 << 16
@@ -268,6 +273,9 @@ class SessionSpec(_Record):
         seed: of initialisation, dropout and the order of later passes.
         head: SHA-256 (64 hex digits) of the frozen norm and LM head; required by ``causal-lm`` only.
         trace: whether METRICS frames carry the server's timings.
+        tokens: which tokens of a sample are sent: ``all``; ``loss``, those that have a target
+            (``causal-lm``); or ``last``, one for each sample (the other tasks). The last two need a side
+            network that looks at each token alone, so not ``ladder``, whose attention needs all of them.
 
     """
 
@@ -282,6 +290,7 @@ class SessionSpec(_Record):
     seed: int = 0
     head: str | None = None
     trace: bool = False
+    tokens: str = "all"
 
     def __post_init__(self) -> None:
         _check(self.task in TASKS, "task", self.task, f"one of {', '.join(TASKS)}")
@@ -310,6 +319,18 @@ class SessionSpec(_Record):
             )
         else:
             _check(self.head is None, "head", self.head, f"None for {self.task}")
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        _check(self.tokens in TOKENS, "tokens", self.tokens, f"one of {', '.join(TOKENS)}")
+        if self.tokens == "all":
+            return
+        fitting = "loss" if self.task == "causal-lm" else "last"
+        _check(self.tokens == fitting, "tokens", self.tokens, f"all or {fitting} for {self.task}")
+        alone = f"parallel or head for tokens = {self.tokens}: a ladder attends to the tokens left out"
+        _check(self.side.kind != "ladder", "side.kind", self.side.kind, alone)
+        if self.tokens == "last":
+            _check(self.side.pool == "last", "side.pool", self.side.pool, "last for tokens = last")
 
 
 def _is_digest(text: str) -> bool:

@@ -33,6 +33,7 @@ def causal() -> SessionSpec:
         seed=2**63 - 1,
         head=DIGEST,
         trace=True,
+        tokens="loss",
     )
 
 
@@ -102,6 +103,7 @@ def test_a_spec_is_a_map(values: object) -> None:
         ("seed", None),
         ("head", b"x"),
         ("trace", 1),
+        ("tokens", 1),
         ("model.name", b"x"),
         ("model.taps", 1),
         ("model.taps", [1, "2"]),
@@ -140,6 +142,8 @@ def test_long_values_are_cut_in_errors() -> None:
 
 MODEL = ModelSpec(name="m", hidden_size=8, layers=4, taps=(1, 4))
 CLASSIFICATION = make_spec()
+PER_TOKEN = dataclasses.replace(CLASSIFICATION, side=SideSpec(kind="parallel"))
+LAST = dataclasses.replace(PER_TOKEN, tokens="last")
 CONSTANT = OptimizerSpec(schedule="constant")
 CASES: list[tuple[Record, str, list[Any], list[Any]]] = [
     (MODEL, "name", ["", "x" * 128], ["x" * 129]),
@@ -171,8 +175,13 @@ CASES: list[tuple[Record, str, list[Any], list[Any]]] = [
     (CLASSIFICATION, "head", [None], [DIGEST]),
     (CLASSIFICATION, "trace", [True, False], []),
     (CLASSIFICATION, "optimizer", [CONSTANT], [OptimizerSpec(), OptimizerSpec(schedule="linear")]),
+    (PER_TOKEN, "tokens", ["all", "last"], ["loss", "first", ""]),
+    (CLASSIFICATION, "tokens", ["all"], ["last"]),  # a ladder attends to the tokens left out
+    (LAST, "side", [SideSpec(kind="head")], [SideSpec(kind="head", pool="mean"), SideSpec()]),
+    (causal(), "tokens", ["all", "loss"], ["last"]),
     (causal(), "head", [DIGEST], [None, DIGEST[1:], DIGEST.upper(), "g" * 64]),
-    (causal(), "side", [SideSpec()], [SideSpec(causal=False), SideSpec(kind="head")]),
+    (dataclasses.replace(causal(), tokens="all"), "side", [SideSpec()],
+     [SideSpec(causal=False), SideSpec(kind="head")]),
     (causal(), "outputs", [1, 1 << 22], [0]),
     (dataclasses.replace(CLASSIFICATION, task="regression", outputs=1), "outputs", [1], [0, 2]),
 ]  # fmt: skip

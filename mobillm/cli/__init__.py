@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ..errors import ConfigError, MobiLLMError
 from ..version import __version__
-from . import certs, conformance, demo, evaluate, finetune, generate, plan, predict, serve, sessions
+from . import certs, conformance, demo, evaluate, finetune, generate, plan, predict, serve, sessions, trace
 from .arguments import EXIT_CODES, Parser, Subparsers
 from .console import configure_logging, say
 from .failure import FAILED, INTERRUPTED, USAGE, explain, missing_package, unexpected
@@ -38,6 +38,7 @@ COMMANDS: tuple[Command, ...] = (
     evaluate,
     predict,
     generate,
+    trace,
     certs,
     conformance,
 )

@@ -121,6 +121,8 @@ def _system(error: OSError) -> str:
 def missing_package(error: ImportError) -> str | None:
     """Say which optional package is missing; None when the import failed for another reason."""
     name = (error.name or "").partition(".")[0]
+    if name == "matplotlib":
+        return "this command needs the package matplotlib; run: pip install matplotlib"
     if name not in _EXTRA:
         return None
     return f"this command needs the package {name}; run: pip install 'mobillm[torch]'"

@@ -17,7 +17,7 @@ from ..formats import BLOCKS, Format
 from ..nn.taps import parse_taps
 from ..nn.tokens import MAX_LENGTH
 from ..options import Timeouts
-from ..spec import KINDS, POOLS, SCHEDULES, TASKS, CodecSpec, OptimizerSpec, SideSpec
+from ..spec import KINDS, POOLS, SCHEDULES, TASKS, TOKENS, CodecSpec, OptimizerSpec, SideSpec
 from .access import add_access, check_server, device_tls, device_token
 from .arguments import MAX_SEED, Parser, Subparsers, add_command, add_data, add_model, at_least, between
 from .console import print_json, say
@@ -130,6 +130,13 @@ def _add_side(parser: Parser) -> None:
     group.add_argument(
         "--block", type=int, default=codec.block, choices=BLOCKS, help="values that share a scale"
     )
+    group.add_argument(
+        "--tokens",
+        default=TOKENS[0],
+        choices=TOKENS,
+        help="which are sent: all, those that enter the loss (causal-lm), or each sample's last one; these "
+        "two need --side-kind parallel or head, which look at each token alone (default: %(default)s)",
+    )
     group.add_argument("--side-kind", default=side.kind, choices=KINDS, help="default: %(default)s")
     group.add_argument(
         "--side-width", type=at_least(1), default=side.width, metavar="N", help="default: %(default)s"
@@ -228,6 +235,7 @@ def run(args: argparse.Namespace) -> int:
             side=side,
             optimizer=optimizer,
             codec=codec,
+            tokens=args.tokens,
             epochs=args.epochs,
             batch_size=args.batch_size,
             max_length=args.max_length,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from ..nn.ending import close_text
+from ..spec import IGNORED
 from .dataset import LARGEST_TARGET, Example
 from .pipeline import TokenBatch
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["make_batches"]
 
-IGNORED = -100
 _MOST_CLASSES = 1 << 22
 
 # Batches whose samples are sorted by length together: enough to make padding rare in the forward pass,

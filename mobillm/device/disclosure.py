@@ -7,6 +7,12 @@ from ..spec import SessionSpec
 
 __all__ = ["disclosure"]
 
+_WHICH = {
+    "all": "every token",
+    "loss": "each token that has a target",
+    "last": "each sample's last token",
+}
+
 
 def disclosure(spec: SessionSpec, samples: int, tokens: int, head: int = 0) -> str:
     """Say what a session sends and what it does not.
@@ -14,7 +20,7 @@ def disclosure(spec: SessionSpec, samples: int, tokens: int, head: int = 0) -> s
     Args:
         spec: the session.
         samples: how many will be sent, held-out ones included.
-        tokens: how many they have.
+        tokens: how many of their tokens are sent.
         head: bytes of the LM head's blob.
 
     Returns:
@@ -29,11 +35,12 @@ def disclosure(spec: SessionSpec, samples: int, tokens: int, head: int = 0) -> s
     layers = ", ".join(map(str, spec.model.taps))
     lines = [
         "What leaves this device:",
-        f"  hidden states of every token after layers {layers} of {spec.model.layers}, "
+        f"  hidden states of {_WHICH[spec.tokens]} after layers {layers} of {spec.model.layers}, "
         f"{spec.model.hidden_size} values each, packed as {names}: "
         f"{about} {size / samples / 1000:.1f} kB per sample ({tokens / samples:.0f} tokens), "
         f"{size / 1e6:.1f} MB for all {samples}, held-out ones included",
         "  the number of tokens of each sample"
+        + ("" if spec.tokens == "all" else " that are sent")
         + (", and once the typical size of each channel" if spec.codec.equalize else ""),
     ]
     if spec.task == "causal-lm":

@@ -26,6 +26,7 @@ from .disclosure import disclosure
 from .pipeline import Pipeline, TokenBatch
 from .progress import Progress, Report, Watch
 from .resume import Resume
+from .selection import select
 from .trace import Trace
 from .uplink import Uplink
 
@@ -49,6 +50,8 @@ class Options(TypedDict, total=False):
         labels: names of the classes, in the order of their numbers; kept on the device.
         heldout: examples that are never trained on; the server evaluates on them at the end.
         side, optimizer, codec: see :mod:`mobillm.spec`.
+        tokens: which tokens are sent: ``all`` (default), ``loss`` or ``last``; see
+            :class:`mobillm.SessionSpec` for what the last two need.
         epochs: passes over the data; the device computes one forward pass whatever the number.
         batch_size: samples of an optimizer step.
         max_length: most tokens of a sample; longer ones are cut.
@@ -69,6 +72,7 @@ class Options(TypedDict, total=False):
     side: SideSpec
     optimizer: OptimizerSpec
     codec: CodecSpec
+    tokens: str
     epochs: int
     batch_size: int
     max_length: int
@@ -100,7 +104,8 @@ class _Job:
 
     @property
     def tokens(self) -> int:
-        return sum(len(ids) for batch in self.batches for ids in batch.input_ids)
+        """Tokens that are sent."""
+        return sum(sum(select(self.spec, batch).lengths) for batch in self.batches)
 
     def digest(self) -> str:
         """Return the SHA-256 of what is to be sent, to tell whether a run is the same one again."""
@@ -327,6 +332,7 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
         seed=seed,
         head=None if head is None else hashlib.sha256(head).hexdigest(),
         trace=True,
+        tokens=options.get("tokens", "all"),
     )
     heldout = options.get("heldout")
     everything = train + (batches(heldout, heldout=True) if heldout else [])

@@ -12,7 +12,7 @@ from ..codec import PackedTensor, check_headers, pack, pack_integers
 from ..errors import ConfigError
 from ..formats import Format
 from ..protocol import LENGTHS, TARGETS
-from ..spec import SessionSpec
+from ..spec import IGNORED, SessionSpec
 from .taps import TapPacker
 
 __all__ = ["pack_batch", "pack_targets"]
@@ -65,7 +65,7 @@ def pack_targets(spec: SessionSpec, targets: npt.ArrayLike) -> PackedTensor:
     packed = pack_integers(array, "targets")
     wrong = (array < 0) | (array >= spec.outputs)
     if spec.task == "causal-lm":
-        wrong &= array != -100
+        wrong &= (array != IGNORED) | (spec.tokens == "loss")
     if wrong.any():
         first = int(array[wrong][0])
         raise ConfigError("targets", first, f"numbers from 0 to {spec.outputs - 1}")

@@ -21,6 +21,7 @@ from ..codec import PackedTensor, pack_integers
 from ..protocol import LENGTHS, TARGETS, tensor_name
 from .handover import Handover, HandoverClosed
 from .packing import pack_targets
+from .selection import Selection, select
 from .trace import Trace
 from .uplink import KeptBatch, Uplink
 from .width import INTERVAL, WidthController
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ..nn.backbone import Backbone
 
 __all__ = ["Pipeline", "TokenBatch"]
+
+SHORTEST_WAIT = 1e-3  # seconds; what is shorter is not noted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -151,12 +154,13 @@ class Pipeline:
     def _forward(self, group: Sequence[TokenBatch]) -> None:
         """Run a group through the backbone; its batches are handed over one after the other."""
         start = self._since = time.monotonic()
-        waited, before = self.waited, self.tokens
+        waited = self.waited
+        chosen = [select(self._uplink.spec, batch) for batch in group]
         first, last = self._seq + 1, len(self._uplink.spec.model.taps) - 1
         waiting: list[list[tuple[int, PackedTensor]]] = [[] for _ in group]
 
         def on_tap(number: int, index: int, hidden: Tensor) -> None:
-            packed = self._pack(index, hidden)
+            packed = self._pack(index, hidden, chosen[number])
             if first + number > self._seq:
                 waiting[number].append((index, packed))  # the batches before it have not ended
                 return
@@ -164,33 +168,35 @@ class Pipeline:
             if index == last:
                 self._commit(group[number])
                 if number + 1 < len(group):
-                    self._begin(group[number + 1])
+                    self._begin(group[number + 1], chosen[number + 1])
                     for item in waiting[number + 1]:
                         self._put_tensor(*item)
                     waiting[number + 1].clear()
 
-        self._begin(group[0])
+        self._begin(group[0], chosen[0])
         self._backbone.forward_all([batch.input_ids for batch in group], on_tap)
         end = time.monotonic()
         self.busy.append((self._since, end))
         self._trace.add("device", "compute", "forward", start, end - start, self._seq)
         if self.width is not None:
-            self.width.computed(end - start - (self.waited - waited), self.tokens - before, last + 1)
+            sent = sum(sum(one.lengths) for one in chosen)
+            self.width.computed(end - start - (self.waited - waited), sent, last + 1)
 
-    def _begin(self, batch: TokenBatch) -> None:
+    def _begin(self, batch: TokenBatch, chosen: Selection) -> None:
         self._seq += 1
         self._put(_Begin(len(batch.input_ids), batch.heldout), 0)
-        lengths = [len(sample) for sample in batch.input_ids]
-        self._put_tensor(LENGTHS, pack_integers(lengths, tensor_name(LENGTHS)))
-        self._put_tensor(TARGETS, pack_targets(self._uplink.spec, batch.targets))
+        self._put_tensor(LENGTHS, pack_integers(chosen.lengths, tensor_name(LENGTHS)))
+        self._put_tensor(TARGETS, pack_targets(self._uplink.spec, chosen.targets))
 
     def _commit(self, batch: TokenBatch) -> None:
         self._put(_Commit(), 0)
         self.samples += len(batch.input_ids)
         self.tokens += sum(map(len, batch.input_ids))
 
-    def _pack(self, index: int, hidden: Tensor) -> PackedTensor:
+    def _pack(self, index: int, hidden: Tensor, chosen: Selection) -> PackedTensor:
         start = time.monotonic()
+        if chosen.rows is not None:
+            hidden = hidden[chosen.rows]
         fmt = None if self.width is None else self.width.choose(self.held)
         packed = self._packer.pack(index, hidden, fmt)
         self._trace.add("device", "compute", "quantize", start, time.monotonic() - start, self._seq)
@@ -203,7 +209,7 @@ class Pipeline:
         start = time.monotonic()
         self._handover.put(item, size)
         end = time.monotonic()
-        if end - start > 1e-3:
+        if end - start > SHORTEST_WAIT:
             # Waiting for room is no work: it ends one interval of computing and begins another.
             self.busy.append((self._since, start))
             self._since = end
@@ -228,16 +234,28 @@ class Pipeline:
             raise
 
     async def _write_item(self, item: _Item, batch: KeptBatch | None) -> KeptBatch | None:
+        start = time.monotonic()
         if isinstance(item, _Begin):
-            return await self._uplink.begin(item.samples, heldout=item.heldout)
+            batch = await self._uplink.begin(item.samples, heldout=item.heldout)
+            self._note("keep", start, time.monotonic() - start, batch.seq)
+            return batch
         assert batch is not None  # _Begin comes first
         if isinstance(item, _Tensor):
-            start = time.monotonic()
+            connection = self._uplink.session.connection
+            waited = connection.credit_wait
             await self._uplink.send(batch, item.number, item.packed)
-            self._trace.add("device", "send", "send", start, time.monotonic() - start, batch.seq)
+            end = time.monotonic()
+            self._trace.add("device", "send", "send", start, end - start, batch.seq)
+            waited = connection.credit_wait - waited
+            self._note("credit", end - waited, waited, batch.seq)
             return batch
         await self._uplink.commit(batch)
         return None
+
+    def _note(self, name: str, start: float, seconds: float, batch: int) -> None:
+        """Note a wait of the writer, if it was one."""
+        if seconds > SHORTEST_WAIT:
+            self._trace.add("device", "send", name, start, seconds, batch)
 
 
 def _groups(batches: Iterable[TokenBatch], span: int) -> Iterator[list[TokenBatch]]:

@@ -28,11 +28,13 @@ class Trace:
 
     Attributes:
         spans: side, lane, name, start and duration in seconds of the device's clock, and the batch.
+        clock_error: seconds by which the server's spans may be off; None while nothing was measured.
 
     """
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, str, str, float, float, int]] = []
+        self.clock_error: float | None = None
 
     def add(self, side: str, lane: str, name: str, start: float, duration: float, batch: int) -> None:
         """Note one span.
@@ -82,7 +84,9 @@ class Trace:
 
         """
         try:
-            path.write_text(json.dumps({"traceEvents": self.events(), "displayTimeUnit": "ms"}))
+            other = {"clock_error": self.clock_error}
+            trace = {"traceEvents": self.events(), "displayTimeUnit": "ms", "otherData": other}
+            path.write_text(json.dumps(trace))
         except OSError as exc:
             raise DataError(f"the trace {path} cannot be written: {exc.strerror}") from exc
 

@@ -11,7 +11,7 @@ from ..codec import check_headers, unpack
 from ..errors import ConfigError
 from ..formats import Format, row_size
 from ..protocol import EQUALIZERS, LENGTHS, TARGETS, Commit, Data, TensorHeader
-from ..spec import SessionSpec
+from ..spec import IGNORED, SessionSpec
 
 __all__ = ["Batch", "BatchBuilder", "Slice", "join"]
 
@@ -66,7 +66,9 @@ class Batch:
         targets = unpack(self.headers[TARGETS], self.payloads[TARGETS])
         wrong = (targets < 0) | (targets >= spec.outputs)
         if spec.task == "causal-lm":
-            wrong &= targets != -100
+            wrong &= targets != IGNORED
+            if spec.tokens == "loss" and (targets == IGNORED).any():
+                raise ConfigError("targets", IGNORED, "only tokens with a target, as spec.tokens is loss")
         if wrong.any():
             raise ConfigError("targets", int(targets[wrong][0]), f"numbers from 0 to {spec.outputs - 1}")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm.device.batches import GROUP, IGNORED, make_batches
+from mobillm.device.batches import GROUP, make_batches
 from mobillm.device.dataset import Example
 from mobillm.errors import DataError
 from mobillm.nn.backbone import Backbone
+from mobillm.spec import IGNORED
 from tests.nn.tiny import tiny_model, tiny_tokenizer
 
 

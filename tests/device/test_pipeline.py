@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 import torch
 
+from mobillm.codec import PackedTensor
 from mobillm.device import Client
 from mobillm.device.pipeline import Pipeline, TokenBatch
 from mobillm.device.trace import Trace
-from mobillm.device.uplink import Uplink
+from mobillm.device.uplink import KeptBatch, Uplink
 from mobillm.device.width import WidthController
 from mobillm.errors import ConnectionClosed, ModelError, QuantizationError
 from mobillm.formats import Format
 from mobillm.nn.backbone import Backbone
+from mobillm.options import Limits
+from mobillm.protocol import LENGTHS, TARGETS
 from mobillm.server.batch import Batch
 from mobillm.server.log import ActivationLog
-from mobillm.spec import CodecSpec, SessionSpec
+from mobillm.spec import CodecSpec, SessionSpec, SideSpec
 from tests.conftest import Run
 from tests.nn.tiny import SAMPLES, tiny_model, tiny_tokenizer
 from tests.sessions import device, serving, spec
@@ -161,6 +164,59 @@ def logged(directory: pathlib.Path) -> list[Batch]:
     batches = [log.read(entry) for entry in log.entries]
     log.close()
     return batches
+
+
+def test_one_token_of_each_sample(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:
+    """With ``tokens`` at ``last`` what is sent is the last row of each sample, no more."""
+    sent: dict[int, tuple[int, ...]] = {}
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+
+            async def dial() -> Client:
+                return client
+
+            what = dataclasses.replace(
+                spec_of(backbone), side=SideSpec(kind="parallel", width=4, heads=1), tokens="last"
+            )
+            uplink = Uplink(dial, what, keep=1 << 20, patience=0)
+            await uplink.start()
+            send = uplink.send
+
+            async def watched(batch: KeptBatch, tensor: int, packed: PackedTensor) -> None:
+                sent[tensor] = packed.header.shape
+                await send(batch, tensor, packed)
+
+            uplink.send = watched  # type: ignore[method-assign]
+            pipeline = Pipeline(backbone, uplink, queue=1 << 20, trace=Trace())
+            await pipeline.run([BATCH])
+            await uplink.session.wait_applied(1)
+            assert (pipeline.samples, pipeline.tokens) == (3, 11)
+
+    run(main())
+    width = backbone.hidden_size
+    assert sent == {0: (3, width), 1: (3, width), 2: (3, width), LENGTHS: (3,), TARGETS: (3,)}
+
+
+def test_waits_of_the_writer_are_in_the_trace(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:
+    """A batch that the server has no memory for waits for credit, and the trace says so."""
+    trace = Trace()
+
+    async def main() -> None:
+        limits = Limits(batches=1)
+        async with serving(tmp_path, limits=limits) as server, device(server) as client:
+
+            async def dial() -> Client:
+                return client
+
+            uplink = Uplink(dial, spec_of(backbone), keep=1 << 20, patience=0)
+            await uplink.start()
+            await Pipeline(backbone, uplink, queue=1 << 20, trace=trace).run([BATCH] * 6)
+
+    run(main())
+    found = {name: seconds for _, lane, name, _, seconds, _ in trace.spans if lane == "send"}
+    assert found["credit"] > 0.0
+    assert found["send"] >= 0.0
 
 
 def test_an_error_of_the_compute_thread(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:

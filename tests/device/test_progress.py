@@ -15,7 +15,7 @@ from tests.sessions import spec
 
 def watch_on(busy: list[tuple[float, float]], offset: float | None = 0.0) -> tuple[Watch, Any, Trace]:
     """Return a watch on an uplink and a pipeline that only hold figures."""
-    session = types.SimpleNamespace(connection=types.SimpleNamespace(clock_offset=offset))
+    session = types.SimpleNamespace(connection=types.SimpleNamespace(clock_offset=offset, round_trip=0.004))
     uplink = types.SimpleNamespace(
         session=session, bytes_sent=0, metrics=None, on_metrics=None, spec=spec(epochs=3)
     )
@@ -49,6 +49,7 @@ def test_overlap_is_on_one_clock() -> None:
     ((*names, start, duration, batch),) = trace.spans
     assert (names, batch) == (["server", "train", "train"], 1)
     assert (start, duration) == pytest.approx((11.0, 0.5))
+    assert trace.clock_error == 0.002  # half a round trip
     progress = watch.progress("train", 100, 30)
     assert (progress.step, progress.loss, progress.queue_batches) == (1, 0.5, 2)
 

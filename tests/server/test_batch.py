@@ -13,7 +13,7 @@ from mobillm.errors import ConfigError
 from mobillm.formats import BLOCKS, Format
 from mobillm.protocol import LENGTHS, TARGETS, Commit, TensorHeader
 from mobillm.server.batch import Batch, BatchBuilder, Slice, join
-from mobillm.spec import CodecSpec, SessionSpec
+from mobillm.spec import CodecSpec, SessionSpec, SideSpec
 from tests.helpers import make_data
 from tests.sessions import arrays, as_batch, packed, spec
 
@@ -131,6 +131,34 @@ def test_check_refuses_missing_and_superfluous_tensors() -> None:
     extra = _with(batch, 7, batch.headers[0], bytes(batch.payloads[0]))
     with pytest.raises(ConfigError, match="tap 7"):
         extra.check(spec())
+
+
+def test_one_token_of_each_sample() -> None:
+    """[M-28] Where the spec says so, a batch with more is refused, and one with one is taken."""
+    what = spec(side=SideSpec(kind="head"), tokens="last")
+    data = arrays(1)
+    ends = np.cumsum(data.lengths) - 1
+    chosen = pack_batch(what, [tap[ends] for tap in data.taps], [1] * 4, data.targets)
+    as_batch(chosen, 1, 4).check(what)
+    with pytest.raises(ConfigError, match=r"tap 0 .*expected the shape \[4, 16\]"):
+        packed(spec(), 1).check(what)
+    with pytest.raises(ConfigError, match=r"the shape \[4, 16\]"):
+        pack_batch(what, data.taps, data.lengths, data.targets)
+
+
+def test_only_tokens_with_a_target() -> None:
+    """[M-27] Where the spec says so, a token without one is refused on both sides."""
+    anything = spec(task="causal-lm", head="0" * 64, side=SideSpec(kind="parallel"))
+    what = dataclasses.replace(anything, tokens="loss")
+    data = arrays(1, task="causal-lm")
+    packed(what, 1).check(what)
+    targets = [-100, *data.targets[1:]]
+    tensors = pack_batch(anything, data.taps, data.lengths, targets)
+    as_batch(tensors, 1, 4).check(anything)
+    with pytest.raises(ConfigError, match=r"targets is -100; expected only tokens with a target"):
+        as_batch(tensors, 1, 4).check(what)
+    with pytest.raises(ConfigError, match="targets is -100"):
+        pack_batch(what, data.taps, data.lengths, targets)
 
 
 def test_regression_targets_must_be_finite() -> None:

@@ -215,6 +215,11 @@ def _tasks() -> Cases:
         cases.append(Draft("B-30", f"the last of {outputs} classes", _trains(batch, outputs=outputs)))
         batch = tiny_batch(1).replaced(TARGETS, **_numbers([outputs, 0]))
         cases.append(Draft("B-30 B-31", f"one class more than {outputs}", _mismatch(batch, outputs=outputs)))
+    cases.append(
+        Draft("M-28 B-31", "all tokens where one of each is due", _mismatch(tiny_batch(1), tokens="last"))
+    )
+    one_each = tiny_batch(1).replaced(LENGTHS, **_numbers([1, 1])).replaced(0, **_tap(2))
+    cases.append(Draft("M-28 B-28", "one token of each sample", _trains(one_each, tokens="last")))
     two_taps = {"model": {"name": "x", "hidden_size": HIDDEN, "layers": 2, "taps": [1, 2]}}
     cases.append(Draft("B-11 B-31", "one tap of two", _mismatch(tiny_batch(1), **two_taps)))
     batch = tiny_batch(1)

@@ -55,6 +55,7 @@ _WRONG: dict[str, list[Any]] = {
     "seed": [None, "0", 0.0, True, -1, 2**63],
     "head": [1, b"\x5b" * 32, DIGEST, "5b"],
     "trace": [None, 0, "false"],
+    "tokens": [None, 0, "", "first", "loss"],
 }  # fmt: skip
 
 # Wrong only together.
@@ -100,6 +101,7 @@ _RIGHT: dict[str, list[Any]] = {
     "seed": [0, 2**63 - 1],
     "head": [None],
     "trace": [True, False],
+    "tokens": ["all", "last"],
 }
 
 

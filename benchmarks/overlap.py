@@ -1,0 +1,283 @@
+"""Is the pipeline as fast as its slowest stage? Three operating points, the link's goodput, and the start.
+
+``python -m benchmarks.overlap --json overlap.json`` runs SmolLM2-135M on one core and the server and the link
+on another. ``--only`` runs some of the parts; keys of the others in the file stay. Keys:
+
+- ``efficiency``: at ``device_bound``, ``link_bound`` and ``server_bound``, the part of the steady state in
+  which the busiest stage was busy (:mod:`mobillm.device.timeline`; the link's from the emulator's records);
+- ``serial_over_pipelined``: wall time of the same work without overlap over that with it, at each point;
+- ``device_over_bare``: device-bound, wall time of a batch over that of a bare forward pass of the same batch;
+- ``goodput``: link-bound, packed bytes delivered over the rate times the time, for each rate and round trip;
+- ``start``: seconds from the start of ``mobillm finetune`` until the first batch is on the server's disk,
+  over the seconds that a process needs to load the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.harness import write_json
+from benchmarks.link import Shape
+from benchmarks.rig import DEVICE_CORE, Run, Server, measure, server, token_batches
+from mobillm.cli.demo_data import load_topics
+from mobillm.device.pipeline import TokenBatch
+from mobillm.nn.backbone import Backbone
+from mobillm.nn.models import resolve_model
+from mobillm.spec import CodecSpec, OptimizerSpec, SessionSpec, SideSpec
+
+TOKENS = 18  # of a sample
+RATES = (2, 10, 100)  # Mbit/s
+ROUND_TRIPS = (0, 50, 200)  # milliseconds
+START_REPEATS = 3
+START_EXAMPLES = 1000
+POLL = 0.002  # seconds
+PATIENCE = 120.0  # seconds
+
+_LOAD = """
+import time, torch
+torch.set_num_threads(1)
+from mobillm.nn.backbone import Backbone
+from mobillm.nn.models import resolve_model
+Backbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16")
+print(time.monotonic())
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Where the pipeline is run.
+
+    Attributes:
+        taps: tapped layers.
+        format: of the taps.
+        side: the side network.
+        shape: of the link.
+        size: samples of a batch.
+        count: batches.
+
+    """
+
+    taps: str = "every:4"
+    format: str = "asym4"
+    side: SideSpec = SideSpec()
+    shape: Shape = Shape()
+    size: int = 32
+    count: int = 16
+
+
+HEAD = SideSpec(kind="head")
+
+
+def link_point(megabits: float, milliseconds: float) -> Point:
+    """Return a point at which the device makes several times what the link carries, for about 6 seconds."""
+    shape = Shape(rate=megabits * 1e6 / 8, rtt=milliseconds / 1e3)
+    if megabits <= 2:
+        return Point(side=HEAD, shape=shape, size=4, count=9)
+    if megabits <= 10:
+        return Point(taps="all", side=HEAD, shape=shape, size=4, count=12)
+    return Point(taps="all", format="f32", side=HEAD, shape=shape, size=8, count=9)
+
+
+POINTS = {
+    "device_bound": Point(),
+    "link_bound": link_point(10, 50),
+    "server_bound": Point(taps="all", side=SideSpec(width=192), count=8),
+}
+
+
+class Bench:
+    """The model in memory and the console.
+
+    Args:
+        at: the server.
+        console: for what is done now.
+
+    """
+
+    def __init__(self, at: Server, console: Console) -> None:
+        self._at = at
+        self._console = console
+        console.print("loading SmolLM2-135M ...")
+        self._backbone = Backbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16", taps="all")
+        self._texts, _ = load_topics(300, 4, 900)
+
+    def batches(self, point: Point) -> list[TokenBatch]:
+        """Return the batches of a point."""
+        return token_batches(self._backbone, self._texts, size=point.size, tokens=TOKENS, count=point.count)
+
+    def run(self, point: Point, *, serial: bool = False) -> Run:
+        """Run a point."""
+        batches = self.batches(point)
+        backbone = self._backbone.with_taps(point.taps)
+        spec = SessionSpec(
+            task="classification",
+            outputs=2,
+            model=backbone.model_spec(),
+            side=point.side,
+            optimizer=OptimizerSpec(schedule="constant"),
+            codec=CodecSpec(format=point.format),
+            batches=len(batches),
+            trace=True,
+        )
+        return measure(backbone, batches, spec, self._at, point.shape, serial=serial)
+
+    def bare(self, point: Point) -> float:
+        """Return seconds of a forward pass of each batch, with nothing around it; median."""
+        backbone = self._backbone.with_taps(point.taps)
+        times = []
+        for batch in self.batches(point):
+            start = time.monotonic()
+            backbone.forward(batch.input_ids, lambda index, hidden: None)
+            times.append(time.monotonic() - start)
+        return statistics.median(times)
+
+    def efficiency(self, *, quick: bool = False) -> dict[str, Any]:
+        """Measure the three operating points, with and without overlap.
+
+        Args:
+            quick: fewer batches.
+
+        """
+        found: dict[str, Any] = {"efficiency": {}, "serial_over_pipelined": {}, "stages": {}}
+        self._backbone.forward(self.batches(Point(count=1))[0].input_ids, lambda index, hidden: None)
+        for name, point in POINTS.items():
+            self._console.print(f"{name} ...")
+            count = point.count // 2 if quick else point.count
+            fewer = dataclasses.replace(point, count=max(3, count // 2))
+            before = self.bare(fewer) if name == "device_bound" else 0.0
+            run = self.run(dataclasses.replace(point, count=count))
+            if name == "device_bound":
+                bare = [before, self.bare(fewer)]
+                batch = run.device_wall / count
+                found |= {"bare_forward_seconds": bare, "batch_seconds": batch}
+                found["device_over_bare"] = batch / statistics.mean(bare)
+            share, critical = run.summary.efficiency, run.summary.critical
+            if run.link_busy is not None:
+                share, critical = run.link_busy, "link"
+            serial = self.run(fewer, serial=True)
+            longer = serial.wall / fewer.count / (run.wall / count)
+            found["efficiency"][name] = share
+            found["serial_over_pipelined"][name] = longer
+            found["stages"][name] = {
+                "critical": critical,
+                "busy": run.summary.busy,
+                "causes": run.summary.causes,
+                "wall": run.wall,
+            }
+            self._console.print(f"  {share:.3f} ({critical}), serial {longer:.2f} times as long")
+        return found
+
+    def goodput(self) -> dict[str, Any]:
+        """Measure what links of some rates and round trips carry."""
+        found = {}
+        for megabits in RATES:
+            for milliseconds in ROUND_TRIPS:
+                run = self.run(link_point(megabits, milliseconds))
+                found[f"{megabits}mbit_{milliseconds}ms"] = run.goodput
+                self._console.print(f"{megabits} Mbit/s, {milliseconds} ms: {run.goodput:.4f}")
+        return {"goodput": found}
+
+    def start(self) -> dict[str, Any]:
+        """Measure how soon the first batch leaves after the start of the program."""
+        load, first = [], []
+        with tempfile.TemporaryDirectory() as folder:
+            data = pathlib.Path(folder) / "texts.tsv"
+            words = " ".join(example.text for example in self._texts).split()
+            lines = [" ".join(words[at : at + 12]) for at in range(0, 12 * START_EXAMPLES, 12)]
+            rows = [f"{line}\t{number % 2}" for number, line in enumerate(lines)]
+            data.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+            for number in range(START_REPEATS):
+                load.append(_seconds_to_load())
+                out = pathlib.Path(folder) / f"out{number}"
+                first.append(_seconds_to_first_batch(self._at, data, out))
+                self._console.print(f"start: load {load[-1]:.2f} s, first batch {first[-1]:.2f} s")
+        ratios = [b / a for a, b in zip(load, first, strict=True)]
+        return {
+            "start": statistics.median(ratios),
+            "start_seconds": {"load": load, "first_batch": first},
+        }
+
+
+def _pinned(command: Sequence[str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    os.sched_setaffinity(process.pid, {DEVICE_CORE})
+    return process
+
+
+def _seconds_to_load() -> float:
+    start = time.monotonic()
+    with _pinned([sys.executable, "-c", _LOAD]) as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    return float(output) - start
+
+
+def _seconds_to_first_batch(at: Server, data: pathlib.Path, out: pathlib.Path) -> float:
+    """Start the command line and watch the server's disk; what comes after the first batch is cut off."""
+    sessions = at.directory / "sessions"
+    known = set(sessions.glob("*"))
+    command = [sys.executable, "-m", "mobillm", "finetune", "--model", "smollm2", "--threads", "1"]
+    command += ["--server", str(at.address), "--token-file", str(at.directory.parent / "token")]
+    command += ["--data", str(data), "--out", str(out)]
+    start = time.monotonic()
+    with _pinned(command) as process:
+        while not _has_batch(set(sessions.glob("*")) - known):
+            if process.poll() is not None or time.monotonic() - start > PATIENCE:
+                raise RuntimeError(f"mobillm finetune sent nothing; its exit status is {process.poll()}")
+            time.sleep(POLL)
+        seconds = time.monotonic() - start
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+    return seconds
+
+
+def _has_batch(sessions: set[pathlib.Path]) -> bool:
+    logs = (folder / "activations.log" for folder in sessions)
+    return any(log.exists() and log.stat().st_size > 1 << 16 for log in logs)
+
+
+PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "efficiency": Bench.efficiency,
+    "goodput": Bench.goodput,
+    "start": Bench.start,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="benchmarks.overlap", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--json", type=pathlib.Path, help="where the figures go")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    console = Console(stderr=True)
+    figures: dict[str, Any] = {}
+    if args.json is not None and args.json.exists():
+        figures = json.loads(args.json.read_text())
+        figures.pop("machine", None)
+    with server() as at:
+        os.sched_setaffinity(0, {DEVICE_CORE})
+        bench = Bench(at, console)
+        for name in args.only:
+            figures.update(PARTS[name](bench))
+            write_json(args.json, figures)
+    print(json.dumps(figures, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Critical stage, efficiency and causes of bubbles, on timelines whose answer is known."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+
+from mobillm.device.timeline import Span, Timeline, load_trace, merge, summarize
+from mobillm.device.trace import Trace
+from mobillm.errors import DataError
+
+BATCHES = 10
+
+
+def pipeline(forward: float, send: float, log: float, train: float) -> list[Span]:
+    """Return the spans of an ideal pipeline with queues that never fill up."""
+    spans = []
+    computed = sent = logged = trained = 0.0
+    for batch in range(1, BATCHES + 1):
+        spans.append(Span("device", "compute", "forward", computed, forward, batch))
+        computed += forward
+        sent = max(sent, computed)
+        spans.append(Span("device", "send", "send", sent, send, batch))
+        sent += send
+        spans.append(Span("server", "receive", "receive", sent - send, send, batch))
+        logged = max(logged, sent)
+        spans.append(Span("server", "log", "log", logged, log, batch))
+        logged += log
+        trained = max(trained, logged)
+        spans.append(Span("server", "train", "train", trained, train, batch))
+        trained += train
+    return sorted(spans, key=lambda span: span.start)
+
+
+@pytest.mark.parametrize(
+    ("times", "critical"),
+    [((1.0, 0.2, 0.1, 0.5), "device"), ((0.5, 0.8, 0.1, 0.5), "link"), ((0.5, 0.2, 0.1, 0.8), "server")],
+)
+def test_the_slowest_stage_is_critical(times: tuple[float, float, float, float], critical: str) -> None:
+    """It has no gaps, so nothing is lost."""
+    found = summarize(Timeline(tuple(pipeline(*times)), 0.001))
+    assert found.critical == critical
+    assert found.efficiency == pytest.approx(1.0)
+    assert found.causes == {}
+    assert found.clock_error == 0.001
+    assert found.batches > 1
+
+
+def test_the_others_are_busy_in_proportion() -> None:
+    """Device-bound: the link and the server have their share of the device's time."""
+    found = summarize(Timeline(tuple(pipeline(1.0, 0.2, 0.1, 0.5)), None))
+    assert found.busy["server"] == pytest.approx(0.5, abs=0.05)
+    assert found.busy["link"] == pytest.approx(0.2, abs=0.05)
+
+
+def test_gaps_of_the_server_by_the_stage_the_batch_was_in() -> None:
+    """A late batch is put down to forward pass, link and disk, each for the time it took."""
+    spans = [
+        Span("device", "compute", "forward", 0.0, 1.0, 1),
+        Span("server", "train", "train", 1.0, 2.0, 1),
+        Span("device", "compute", "forward", 1.0, 2.3, 2),
+        Span("server", "receive", "receive", 3.0, 0.4, 2),
+        Span("server", "log", "log", 3.4, 0.05, 2),
+        Span("server", "train", "train", 3.5, 4.0, 2),
+        Span("device", "compute", "forward", 3.3, 0.7, 3),
+        Span("device", "compute", "wait", 4.0, 3.0, 3),
+        Span("device", "compute", "forward", 7.0, 0.5, 4),
+    ]
+    found = summarize(Timeline(tuple(spans), None))
+    assert found.critical == "server"
+    (bubble,) = found.bubbles
+    assert (bubble.start, bubble.batch) == (3.0, 2)
+    assert bubble.duration == pytest.approx(0.5)
+    assert bubble.causes == pytest.approx({"device": 0.3, "link": 0.1, "disk": 0.05, "own": 0.05})
+    assert found.causes == pytest.approx(bubble.causes)
+    assert found.efficiency == pytest.approx(6.0 / 6.5)
+
+
+def test_gaps_of_the_device() -> None:
+    """Waiting for room is put down to credit where the writer had none, else to the link."""
+    spans = [
+        Span("device", "compute", "forward", 0.0, 2.0, 1),
+        Span("server", "train", "train", 2.0, 0.5, 1),
+        Span("device", "compute", "forward", 2.0, 4.0, 2),
+        Span("device", "compute", "wait", 3.0, 1.0, 2),
+        Span("device", "send", "send", 2.5, 1.5, 2),
+        Span("device", "send", "credit", 3.0, 0.25, 2),
+        Span("device", "compute", "forward", 6.5, 3.0, 3),
+    ]
+    found = summarize(Timeline(tuple(spans), None))
+    assert found.critical == "device"
+    assert found.causes == pytest.approx({"credit": 0.25, "link": 0.75, "own": 0.5})
+    assert [bubble.batch for bubble in found.bubbles] == [3, 3]
+
+
+def test_read_back(tmp_path: pathlib.Path) -> None:
+    """A trace is read as it was written, from its first span on."""
+    trace = Trace()
+    trace.clock_error = 0.0005
+    trace.add("device", "compute", "forward", 100.0, 0.5, 1)
+    trace.add("server", "train", "train", 100.25, 0.125, 1)
+    trace.write(tmp_path / "trace.json")
+    found = load_trace(tmp_path / "trace.json")
+    assert found.spans == (
+        Span("device", "compute", "forward", 0.0, 0.5, 1),
+        Span("server", "train", "train", 0.25, 0.125, 1),
+    )
+    assert found.clock_error == 0.0005
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"traceEvents": [{"ph": "X"}]}', '{"traceEvents": 3}', '{"traceEvents": [], "otherData": 1}'],
+)
+def test_no_trace(tmp_path: pathlib.Path, text: str) -> None:
+    """Other files are refused with their name and with what would do."""
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"other\.json is no trace .*--trace"):
+        load_trace(path)
+
+
+def test_half_a_trace(tmp_path: pathlib.Path) -> None:
+    """A run that was not trained on has nothing to summarize; a file that is not there is named."""
+    path = tmp_path / "empty.json"
+    path.write_text(json.dumps({"traceEvents": []}))
+    with pytest.raises(DataError, match="no forward pass"):
+        summarize(load_trace(path))
+    with pytest.raises(DataError, match=r"missing\.json cannot be read"):
+        load_trace(tmp_path / "missing.json")
+
+
+def test_merge() -> None:
+    """Intervals that touch become one; empty ones vanish."""
+    assert merge([(3.0, 4.0), (0.0, 1.0), (1.0, 2.0), (0.5, 0.7), (5.0, 5.0)]) == [(0.0, 2.0), (3.0, 4.0)]

@@ -241,6 +241,7 @@ SPEC_FIELDS = {
     "seed": None,
     "head": None,
     "trace": None,
+    "tokens": None,
 }
 
 

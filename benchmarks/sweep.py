@@ -273,6 +273,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.sweep", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer points and samples, about a minute")
     parser.add_argument(
+        "--only",
+        choices=("timed", "trained"),
+        help="points over a link, which need a machine that does nothing else; or the others",
+    )
+    parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("sweep"), help="default: %(default)s"
     )
     args = parser.parse_args(argv)
@@ -281,13 +286,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     points = quick() if args.quick else full()
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results(args.out / "sweep.jsonl")
-    left = [point for point in points if point.key not in results.done]
+    chosen = [point for point in points if args.only is None or bool(point.rate) == (args.only == "timed")]
+    left = [point for point in chosen if point.key not in results.done]
     seconds = sum(point.seconds() for point in left)
-    console.print(f"{len(left)} of {len(points)} points to measure, about {seconds / 60:.1f} minutes")
+    console.print(f"{len(left)} of {len(chosen)} points to measure, about {seconds / 60:.1f} minutes")
     status = 0
     try:
         if left:
-            status = _measure(points, results, console)
+            status = _measure(left, results, console)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on where it stopped")
         return INTERRUPTED
@@ -313,11 +319,10 @@ def _measure(points: Sequence[Point], results: Results, console: Console) -> int
             finally:
                 os.sched_setaffinity(0, cores)
 
-    left = [point for point in points if point.key not in results.done]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         # In seconds of the estimate, so that the bar moves evenly.
-        task = progress.add_task("measuring", total=round(sum(point.seconds() for point in left)))
+        task = progress.add_task("measuring", total=round(sum(point.seconds() for point in points)))
 
         def on_done(point: Point, error: str | None) -> None:
             progress.advance(task, round(point.seconds()))

@@ -81,7 +81,7 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @pytest.mark.parametrize(
-    "shape", [Shape(), Shape(rate=4e6, rtt=0.02), Shape(rtt=0.02)], ids=["free", "slow", "far"]
+    "shape", [Shape(), Shape(rate=4e6, rtt=0.02), Shape(rtt=0.2)], ids=["free", "slow", "far"]
 )
 def test_relay_passes_all_bytes_in_order(run_once: Run, shape: Shape) -> None:
     """What is sent arrives as it was, there and back, and an end passes in one direction alone."""

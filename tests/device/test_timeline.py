@@ -93,6 +93,7 @@ def test_gaps_of_the_device() -> None:
     assert found.critical == "device"
     assert found.causes == pytest.approx({"credit": 0.25, "link": 0.75, "own": 0.5})
     assert [bubble.batch for bubble in found.bubbles] == [3, 3]
+    assert found.busy["link"] == pytest.approx(1.25 / 7.5)  # a tensor that waits for credit does not use it
 
 
 def test_read_back(tmp_path: pathlib.Path) -> None:

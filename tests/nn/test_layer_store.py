@@ -57,6 +57,25 @@ def test_only_the_layers_that_run(tmp_path: Path) -> None:
     assert store.reads == 2  # both stay in their buffers
 
 
+def test_a_step_back(tmp_path: Path) -> None:
+    """A layer whose buffer is being filled with the next but one is read again."""
+    _, layers, weights = store_of(tmp_path)
+    for number in (0, 1, 0, 1, 2, 1, 0):
+        assert torch.equal(layers[number](torch.eye(WIDTH)).T, weights[number])
+
+
+def test_an_odd_number_of_layers(tmp_path: Path) -> None:
+    """The first layer is not read ahead into the buffer of the last one, which still computes."""
+    store, layers, weights = store_of(tmp_path)
+    store.depth = 3
+    for _ in range(2):
+        for number in range(3):
+            layers[number](torch.eye(WIDTH))
+            if store._coming is not None:
+                store._coming[1].result()
+            assert torch.equal(layers[number](torch.eye(WIDTH)).T, weights[number])
+
+
 def test_the_next_layer_is_read_while_one_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading ahead happens in another thread and is not waited for before it is needed."""
     store, layers, weights = store_of(tmp_path)

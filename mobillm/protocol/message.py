@@ -78,8 +78,9 @@ class Message(_Encoded):
             return self._meta
         except AttributeError:
             pass
-        values = {name: getattr(self, name) for name in _plan(type(self)).inside}
-        meta: bytes = msgpack.packb({name: value for name, value in values.items() if value is not None})
+        inside = _plan(type(self)).inside
+        values = {name: value for name in inside if (value := getattr(self, name)) is not None}
+        meta: bytes = msgpack.packb(values)
         if len(meta) > MAX_META:
             raise ValueError(f"{self.type.name}: a map of {len(meta)} bytes; the limit is {MAX_META}")
         object.__setattr__(self, "_meta", meta)

@@ -242,7 +242,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         output = self.endpoint.data_to_send()
-        if self._transport is None or self._transport.is_closing():
+        if not output or self._transport is None or self._transport.is_closing():
             return
         # Never writelines: several Python versions do not pause after it. A buffer is not changed
         # after it was handed over, as uvloop keeps a reference to it.

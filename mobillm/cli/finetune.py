@@ -23,6 +23,7 @@ from .arguments import MAX_SEED, Parser, Subparsers, add_command, add_data, add_
 from .console import print_json, say
 from .failure import DONE
 from .loading import check_output, load_backbone
+from .plan import fit_memory, size
 
 if TYPE_CHECKING:
     from ..device.progress import Report
@@ -54,6 +55,13 @@ def add(subparsers: Subparsers) -> None:
         examples=_EXAMPLES,
     )
     add_model(parser)
+    parser.add_argument(
+        "--memory-limit",
+        type=size,
+        metavar="SIZE",
+        help="such as 800MB or 1.5GiB: stream the weights if they do not fit, refuse what does not even so; "
+        "by prediction, see mobillm plan",
+    )
     add_data(parser)
     data = parser.add_argument_group("training")
     data.add_argument("--task", choices=TASKS, default="classification", help="default: %(default)s")
@@ -220,6 +228,8 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.out, overwrite=args.overwrite)
     if args.trace is not None:
         args.trace.parent.mkdir(parents=True, exist_ok=True)
+    if args.memory_limit is not None:
+        fit_memory(args)
     backbone = load_backbone(args, taps=args.taps, lm_head=args.task == "causal-lm")
     disclosed = sys.stderr if args.json else sys.stdout
     with ProgressDisplay() as display, _how_to_go_on(args.out):
@@ -348,6 +358,8 @@ def _summary(report: Report, args: argparse.Namespace) -> str:
         f"{report.tokens} tokens went through the model once",
         f"sent {report.bytes_sent / 1e6:.1f} MB{_saved(report)}; device and server computed at the same time "
         f"for {report.both_busy:.0%} of the streaming time",
+        f"a sample cost this device {1e3 * report.device_busy / max(1, report.samples):.1f} ms of computing "
+        f"and {report.bytes_sent / max(1, report.samples) / 1e3:.1f} kB of sending",
     ]
     if report.evaluation is not None:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in report.evaluation.items())

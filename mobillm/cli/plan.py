@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..device.plan import Demand, Job, ModelFigures, choose
+from ..device.plan import Demand, Job, ModelFigures, choose, predict
 from ..errors import ConfigError
 from ..formats import BLOCKS, Format
 from ..nn.tokens import MAX_LENGTH
@@ -25,7 +25,7 @@ from .loading import load_backbone
 if TYPE_CHECKING:
     from ..nn.backbone import Backbone
 
-__all__ = ["add", "run"]
+__all__ = ["add", "fit_memory", "run", "size"]
 
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _RATES = {"kbit": 125, "mbit": 125_000, "gbit": 125_000_000}
@@ -87,6 +87,43 @@ def rate(text: str) -> float:
     return float(found[1]) * _RATES[found[2]]
 
 
+def fit_memory(args: argparse.Namespace) -> None:
+    """Set ``--stream-weights`` if ``finetune`` would need more than ``--memory-limit`` without.
+
+    Raises:
+        ConfigError: the limit is too small even so, or the task keeps an LM head in memory.
+
+    """
+    if args.task == "causal-lm":
+        raise ConfigError(
+            "memory_limit", args.memory_limit, "another task than causal-lm, whose head stays in memory"
+        )
+    wanted, args.stream_weights = args.stream_weights, True
+    backbone = load_backbone(args, taps=args.taps, lm_head=False)
+    job = Job(
+        samples=1,
+        length=min(args.max_length, backbone.positions or args.max_length),
+        batch=args.batch_size,
+        taps=tuple(backbone.taps),
+        format=args.format,
+        block=args.block,
+        streamed=wanted,
+    )
+    model = _figures(backbone)
+    found, demand, reasons = choose(model, job, memory_limit=args.memory_limit, link=None, span=backbone.span)
+    if found.batch != job.batch:
+        need = predict(model, dataclasses.replace(found, batch=job.batch), None, backbone.span)
+        raise ConfigError(
+            "memory_limit",
+            f"{args.memory_limit / 2**20:,.0f} MiB",
+            f"at least {need.memory_bytes / 2**20:,.0f} MiB, or --batch-size {found.batch}",
+        )
+    args.stream_weights = found.streamed
+    for reason in reasons:
+        say(reason)
+    say(f"about {demand.memory_bytes / 2**20:,.0f} MiB will be needed")
+
+
 def run(args: argparse.Namespace) -> int:
     """Predict, choose and print."""
     wanted, args.stream_weights = args.stream_weights, True  # the layers themselves are not needed here
@@ -95,7 +132,10 @@ def run(args: argparse.Namespace) -> int:
     if backbone.positions is not None and args.length > backbone.positions:
         raise ConfigError("length", args.length, f"at most {backbone.positions}, as the model has positions")
     say("timing a layer ...")
-    model = _figures(backbone, args.length)
+    model = _figures(backbone)
+    model = dataclasses.replace(
+        model, layer_seconds=_layer_seconds(backbone, min(args.length, model.part), model.part)
+    )
     job = Job(
         samples=args.samples,
         length=args.length,
@@ -116,8 +156,8 @@ def run(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _figures(backbone: Backbone, length: int) -> ModelFigures:
-    """Measure the process and a layer, and count the model's weights; no layer was read yet."""
+def _figures(backbone: Backbone) -> ModelFigures:
+    """Measure the process and count the model's weights; no layer was read or timed yet."""
     from ..nn.backbone import PART
 
     weights = backbone.weight_bytes()
@@ -132,7 +172,7 @@ def _figures(backbone: Backbone, length: int) -> ModelFigures:
         outside_bytes=weights.outside,
         base_bytes=base,
         part=PART,
-        layer_seconds=_layer_seconds(backbone, min(length, PART), PART),
+        layer_seconds=0.0,
     )
 
 

@@ -13,7 +13,7 @@ __all__ = ["Demand", "Job", "ModelFigures", "choose", "predict"]
 KEPT_BATCHES = (
     2  # packed batches that wait for the network and for the server's disk, on a link that keeps up
 )
-LOOSE = 1.15  # what the allocator holds beside what is in use, of everything but weights and code
+LOOSE = 1.5  # what malloc keeps resident, by what is in use, of everything but weights and code
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,12 +34,24 @@ def test_classification(
     assert out.startswith("What leaves this device:\n")
     assert "24 examples to train on, 24 held out; 2 classes: no, yes" in err
     assert "trained 48 steps" in out
+    assert "a sample cost this device" in out
     assert json.loads(trace.read_text())
     following = out.splitlines()[-1].removeprefix("next: ")
     assert following.startswith("mobillm evaluate ")
     assert main([*shlex.split(following)[1:], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] > 0.9
     assert "holds a side network already" in fails(capsys, *arguments)
+
+
+def test_streamed_weights(
+    model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the layers on the disk the same side network is trained; a wide limit keeps them in memory."""
+    for name, options in (("whole", ["--memory-limit", "900GiB"]), ("streamed", ["--stream-weights"])):
+        assert main([*_arguments(model, data, server, tmp_path / name), *options]) == 0
+    assert "MiB will be needed" in capsys.readouterr().err
+    weights = [(tmp_path / name / "side_model.safetensors").read_bytes() for name in ("whole", "streamed")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize(

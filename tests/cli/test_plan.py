@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from mobillm.cli import main
-from mobillm.cli.plan import rate, size
+from mobillm.cli import main, plan
+from mobillm.cli.plan import fit_memory, rate, size
+from mobillm.device.plan import ModelFigures
+from mobillm.errors import ConfigError
 from mobillm.formats import Format, row_size
 from tests.cli.commands import fails
 
@@ -68,6 +70,40 @@ def test_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "change   asym3: the link needs" in lines[4]
     assert lines[-1].startswith("next: mobillm finetune --model")
     assert "--format asym2" in lines[-1]
+
+
+def _limited(model: str, **changes: Any) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{
+            "model": model, "dtype": "float32", "threads": 1, "stream_weights": False,
+            "task": "classification", "taps": "all", "max_length": 128, "batch_size": 4,
+            "format": "asym4", "block": 64,
+            "memory_limit": 1 << 40, **changes,
+        }
+    )  # fmt: skip
+
+
+def test_fit_memory(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights are streamed only when the limit asks for it; batches are never changed unasked."""
+    args = _limited(model)
+    fit_memory(args)
+    assert not args.stream_weights
+    assert "MiB will be needed" in capsys.readouterr().err
+    figures = ModelFigures(
+        layers=3, hidden_size=16, inner_size=24, itemsize=4, weight_bytes=900 << 20, layer_bytes=9 << 20,
+        outside_bytes=0, base_bytes=100 << 20, part=1024, layer_seconds=0.0,
+    )  # fmt: skip
+    monkeypatch.setattr(plan, "_figures", lambda _: figures)
+    args = _limited(model, memory_limit=500 << 20)
+    fit_memory(args)
+    assert args.stream_weights
+    assert "stream the weights: with all layers in memory it needs 1,00" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"at least \d+ MiB, or --batch-size \d+"):
+        fit_memory(_limited(model, memory_limit=124 << 20, batch_size=4096))
+    with pytest.raises(ConfigError, match="for single samples with streamed weights"):
+        fit_memory(_limited(model, memory_limit=100 << 20))
+    with pytest.raises(ConfigError, match="another task than causal-lm"):
+        fit_memory(_limited(model, task="causal-lm"))
 
 
 def test_errors(model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         BASELINE.write_text(json.dumps({"machine": machine(), "keys": keys}, indent=1) + "\n")
         print(f"written: {BASELINE}")
         return 0
+    if not BASELINE.exists():
+        print("there is no baseline to compare with; --update writes one. Now:")
+        for key, value in runs[0].items():
+            print(f"{key}: {value:.3f}")
+        return 0
     moved = compare(json.loads(BASELINE.read_text())["keys"], runs[0])
     for key, before, now, worse in moved:
         print(f"{key}: {before:.3f} -> {now:.3f}, {'worse' if worse else 'better'}")

@@ -35,6 +35,7 @@ from benchmarks.harness import write_json
 from benchmarks.link import Shape
 from benchmarks.rig import DEVICE_CORE, Run, Server, measure, server, token_batches
 from mobillm.cli.demo_data import load_topics
+from mobillm.device.dataset import Example
 from mobillm.device.pipeline import TokenBatch
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.models import resolve_model
@@ -84,13 +85,13 @@ HEAD = SideSpec(kind="head")
 
 
 def link_point(megabits: float, milliseconds: float) -> Point:
-    """Return a point at which the device makes several times what the link carries, for about 6 seconds."""
+    """Return a point at which the device makes several times what the link carries, for about 5 seconds."""
     shape = Shape(rate=megabits * 1e6 / 8, rtt=milliseconds / 1e3)
     if megabits <= 2:
-        return Point(side=HEAD, shape=shape, size=4, count=9)
+        return Point(side=HEAD, shape=shape, size=4, count=7)
     if megabits <= 10:
-        return Point(taps="all", side=HEAD, shape=shape, size=4, count=12)
-    return Point(taps="all", format="f32", side=HEAD, shape=shape, size=8, count=9)
+        return Point(taps="all", side=HEAD, shape=shape, size=4, count=9)
+    return Point(taps="all", format="f32", side=HEAD, shape=shape, size=8, count=7)
 
 
 POINTS = {
@@ -106,15 +107,23 @@ class Bench:
     Args:
         at: the server.
         console: for what is done now.
+        backbone: the model; None loads SmolLM2-135M.
 
     """
 
-    def __init__(self, at: Server, console: Console) -> None:
+    def __init__(self, at: Server, console: Console, backbone: Backbone | None = None) -> None:
         self._at = at
         self._console = console
-        console.print("loading SmolLM2-135M ...")
-        self._backbone = Backbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16", taps="all")
-        self._texts, _ = load_topics(300, 4, 900)
+        if backbone is None:
+            console.print("loading SmolLM2-135M ...")
+            backbone = Backbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16", taps="all")
+        self._backbone = backbone
+        self._texts, _ = self.texts()
+
+    @staticmethod
+    def texts() -> tuple[list[Example], list[Example]]:
+        """Return the texts that are sent: Python's own documentation."""
+        return load_topics(300, 4, 900)
 
     def batches(self, point: Point) -> list[TokenBatch]:
         """Return the batches of a point."""

@@ -297,5 +297,7 @@ def _packed(spec: SessionSpec, batches: Sequence[TokenBatch]) -> int:
 def _share(intervals: Sequence[Interval], start: float, end: float) -> float:
     """Return the busy part of the time from ``start`` to the last busy moment before ``end``."""
     last = max((min(stop, end) for begin, stop in intervals if begin < end), default=end)
+    if last <= start:  # all of it was on its way before the first batch was on the disk
+        start = min(begin for begin, _ in intervals)
     inside = sum(max(0.0, min(stop, last) - max(begin, start)) for begin, stop in intervals)
     return inside / (last - start)

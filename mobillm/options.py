@@ -69,6 +69,9 @@ class Limits:
         stored: activations of one tenant on the server's disk.
         parameters: of the largest side network that the server trains, a count; each takes about 20 bytes
             of memory in training.
+        memory: packed bytes of all sessions of a server that wait for training, credit included; at least
+            a frame for each attached session, beyond which attaching is refused for a while.
+        steps: optimizer steps a minute of all sessions of one tenant, a count; 0 bounds nothing.
 
     """
 
@@ -86,6 +89,8 @@ class Limits:
     sessions: int = 64
     stored: int = 65536 * MIB
     parameters: int = 128 << 20
+    memory: int = 4096 * MIB
+    steps: int = 0
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -103,6 +108,8 @@ class Limits:
             ("sessions", 1, 1 << 20),
             ("stored", 16 * KIB, 1 << 50),
             ("parameters", 1, 1 << 40),
+            ("memory", 64 * KIB, 1 << 50),
+            ("steps", 0, 1 << 30),
         ):
             value = getattr(self, name)
             if not (isinstance(value, int) and low <= value <= high):

@@ -269,6 +269,8 @@ class SessionSpec(_Record):
         optimizer: optimizer and schedule.
         codec: how taps are packed.
         epochs: passes over the batches; passes after the first are read from the activation log.
+        early_stopping: epochs without a lower loss on the held-out batches after which training ends; the
+            weights are then those of the best epoch. 0 trains all epochs and keeps the last weights.
         batches: training batches of one pass, or None when the device does not know yet.
         seed: of initialisation, dropout and the order of later passes.
         head: SHA-256 (64 hex digits) of the frozen norm and LM head; required by ``causal-lm`` only.
@@ -286,6 +288,7 @@ class SessionSpec(_Record):
     optimizer: OptimizerSpec = OptimizerSpec()
     codec: CodecSpec = CodecSpec()
     epochs: int = 1
+    early_stopping: int = 0
     batches: int | None = None
     seed: int = 0
     head: str | None = None
@@ -300,6 +303,7 @@ class SessionSpec(_Record):
             self.task != "classification" or self.outputs >= 2, "outputs", self.outputs, "at least 2 classes"
         )
         _check(1 <= self.epochs <= 10_000, "epochs", self.epochs, "1 to 10000")
+        _check(0 <= self.early_stopping <= 10_000, "early_stopping", self.early_stopping, "0 to 10000")
         _check(self.batches is None or self.batches >= 1, "batches", self.batches, "at least 1, or None")
         _check(
             self.batches is not None or self.optimizer.schedule == "constant",

@@ -106,11 +106,11 @@ def new_store(folder: pathlib.Path, what: SessionSpec, name: bytes = bytes(range
 
 @contextlib.asynccontextmanager
 async def serving(
-    directory: pathlib.Path, *, limits: Limits | None = None, timeouts: Timeouts = QUICK
+    directory: pathlib.Path, *, limits: Limits | None = None, timeouts: Timeouts = QUICK, **options: Any
 ) -> AsyncIterator[Server]:
     """Run a server on a free port of this machine."""
     async with serve(
-        "127.0.0.1:0", keys=KEYS, directory=directory, limits=limits, timeouts=timeouts
+        "127.0.0.1:0", keys=KEYS, directory=directory, limits=limits, timeouts=timeouts, **options
     ) as server:
         yield server
 

@@ -53,6 +53,8 @@ def test_default_limits() -> None:
         "sessions": 64,
         "stored": 2**36,
         "parameters": 2**27,
+        "memory": 2**32,
+        "steps": 0,
     }
 
 
@@ -73,6 +75,8 @@ def test_default_limits() -> None:
         ("sessions", 1, 2**20),
         ("stored", 2**14, 2**50),
         ("parameters", 1, 2**40),
+        ("memory", 2**16, 2**50),
+        ("steps", 0, 2**30),
     ],
 )
 def test_bounds_of_limits(field: str, low: int, high: int) -> None:

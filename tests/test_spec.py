@@ -170,6 +170,7 @@ CASES: list[tuple[Record, str, list[Any], list[Any]]] = [
     (CLASSIFICATION, "task", ["classification"], ["regression", "causal-lm", "ranking"]),
     (CLASSIFICATION, "outputs", [2, 1 << 22], [0, 1, (1 << 22) + 1]),
     (CLASSIFICATION, "epochs", [1, 10_000], [0, 10_001]),
+    (CLASSIFICATION, "early_stopping", [0, 10_000], [-1, 10_001]),
     (CLASSIFICATION, "batches", [None, 1, 10**9], [0, -1]),
     (CLASSIFICATION, "seed", [0, 2**63 - 1], [-1, 2**63]),
     (CLASSIFICATION, "head", [None], [DIGEST]),

@@ -11,7 +11,20 @@ from typing import Protocol
 
 from ..errors import ConfigError, MobiLLMError
 from ..version import __version__
-from . import certs, conformance, demo, evaluate, finetune, generate, plan, predict, serve, sessions, trace
+from . import (
+    certs,
+    conformance,
+    demo,
+    evaluate,
+    finetune,
+    generate,
+    plan,
+    predict,
+    pull,
+    serve,
+    sessions,
+    trace,
+)
 from .arguments import EXIT_CODES, Parser, Subparsers
 from .console import configure_logging, say
 from .failure import FAILED, INTERRUPTED, USAGE, explain, missing_package, unexpected
@@ -35,6 +48,7 @@ COMMANDS: tuple[Command, ...] = (
     sessions,
     plan,
     finetune,
+    pull,
     evaluate,
     predict,
     generate,

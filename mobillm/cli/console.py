@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import math
+import re
 import sys
 from typing import Any
 
@@ -29,6 +31,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# As the server's log names a session.
+_SESSION = re.compile(r"session ([0-9a-f]{32})")
+
+
 class _Notices(logging.Handler):
     """Writes to whatever standard error is at that moment: a progress display replaces it."""
 
@@ -36,16 +42,39 @@ class _Notices(logging.Handler):
         say(self.format(record))
 
 
-def configure_logging(*, debug: bool, verbose: bool) -> None:
+class _JsonLines(logging.Formatter):
+    """One JSON object a line; a line that concerns a session names it in the field ``session``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line."""
+        text = record.getMessage()
+        values = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": text,
+        }
+        session = _SESSION.search(text)
+        if session is not None:
+            values["session"] = session[1]
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values, ensure_ascii=False)
+
+
+def configure_logging(*, debug: bool, verbose: bool, as_json: bool = False) -> None:
     """Send the package's log to standard error.
 
     Args:
         debug: everything, with the name of the logger.
         verbose: what happens, with the time; else warnings only.
+        as_json: one JSON object a line.
 
     """
     handler = _Notices()
-    if debug:
+    if as_json:
+        handler.setFormatter(_JsonLines())
+    elif debug:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     elif verbose:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

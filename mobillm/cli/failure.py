@@ -18,7 +18,8 @@ INTERRUPTED = 130
 
 _FIELDS = {"timeouts.reconnect": "patience"}
 _LONGEST = 300  # characters of a value that an error repeats
-_EXTRA = ("torch", "transformers", "safetensors", "accelerate", "gguf", "rich")
+_EXTRAS = dict.fromkeys(("torch", "transformers", "safetensors", "accelerate", "gguf", "rich"), "torch")
+_EXTRAS |= dict.fromkeys(("prometheus_client", "tensorboard"), "ops")
 
 
 def explain(error: BaseException, args: argparse.Namespace) -> str:
@@ -123,6 +124,6 @@ def missing_package(error: ImportError) -> str | None:
     name = (error.name or "").partition(".")[0]
     if name == "matplotlib":
         return "this command needs the package matplotlib; run: pip install matplotlib"
-    if name not in _EXTRA:
+    if name not in _EXTRAS:
         return None
-    return f"this command needs the package {name}; run: pip install 'mobillm[torch]'"
+    return f"this command needs the package {name}; run: pip install 'mobillm[{_EXTRAS[name]}]'"

@@ -77,6 +77,14 @@ def add(subparsers: Subparsers) -> None:
         "--epochs", type=between(1, 10_000), default=1, metavar="N", help="passes (default: %(default)s)"
     )
     data.add_argument(
+        "--early-stopping",
+        type=between(0, 10_000),
+        default=0,
+        metavar="N",
+        help="end after N epochs without a lower held-out loss, with the best epoch's weights; needs "
+        "--heldout (default: %(default)s, train all epochs)",
+    )
+    data.add_argument(
         "--batch-size",
         type=at_least(1),
         default=32,
@@ -99,6 +107,12 @@ def add(subparsers: Subparsers) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the side network goes")
     output.add_argument("--overwrite", action="store_true", help="replace a side network in --out")
+    output.add_argument(
+        "--detach",
+        action="store_true",
+        help="come back when the server has everything on its disk; it trains on alone, and 'mobillm pull' "
+        "fetches the result",
+    )
     output.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace of both sides")
 
 
@@ -218,6 +232,8 @@ def run(args: argparse.Namespace) -> int:
     tenant, secret = device_token(args)
     tls = device_tls(args)
     timeouts = Timeouts(reconnect=args.patience)
+    if args.early_stopping and args.heldout is None:
+        raise ConfigError("early_stopping", args.early_stopping, "0, or --heldout with it")
     train, heldout = _load_data(args)
     say(_count(train, heldout))
     check_server(args.server, tenant, secret, tls)
@@ -249,8 +265,10 @@ def run(args: argparse.Namespace) -> int:
             epochs=args.epochs,
             batch_size=args.batch_size,
             max_length=args.max_length,
+            early_stopping=args.early_stopping,
             seed=args.seed,
             output=args.out,
+            detach=args.detach,
             on_start=lambda text: print(text, file=disclosed, flush=True),
             on_progress=display.update,
             trace=args.trace,
@@ -351,10 +369,21 @@ def _count(train: Dataset, heldout: Dataset | None) -> str:
     return text
 
 
+def _pull_command(report: Report, args: argparse.Namespace) -> str:
+    """Return the command that fetches a detached session's result, with this run's way to the server."""
+    words = ["mobillm", "pull", report.session, "--out", str(args.out), "--server", str(args.server)]
+    for name in ("token_file", "tenant", "ca", "cert", "key"):
+        value = getattr(args, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
 def _summary(report: Report, args: argparse.Namespace) -> str:
     loss = "" if report.loss is None else f", mean loss {report.loss:.4f} in the last epoch"
+    trained = "the server trains on alone after" if report.detached else "trained"
     lines = [
-        f"trained {report.steps} steps in {report.seconds:.1f} s{loss}; {report.samples} samples with "
+        f"{trained} {report.steps} steps in {report.seconds:.1f} s{loss}; {report.samples} samples with "
         f"{report.tokens} tokens went through the model once",
         f"sent {report.bytes_sent / 1e6:.1f} MB{_saved(report)}; device and server computed at the same time "
         f"for {report.both_busy:.0%} of the streaming time",
@@ -364,6 +393,8 @@ def _summary(report: Report, args: argparse.Namespace) -> str:
     if report.evaluation is not None:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in report.evaluation.items())
         lines.append(f"held-out: {figures}")
+    if report.detached:
+        return "\n".join([*lines, f"next: {_pull_command(report, args)}"])
     lines += [f"saved to {report.output}", f"next: {_next_command(args)}"]
     return "\n".join(lines)
 

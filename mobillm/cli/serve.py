@@ -6,11 +6,13 @@ import argparse
 import asyncio
 import importlib
 import ipaddress
+import logging
 import os
 import signal
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..options import Limits
@@ -19,17 +21,91 @@ from ..transport import DEFAULT_PORT, Address, server_context
 from ..transport.tokens import create_token_file, read_token_file
 from .access import TOKEN_FILE, data_directory
 from .arguments import LIMITS, MAX_THREADS, Subparsers, add_command, address, between, half_of_cores, limit
-from .console import print_json, say
+from .console import configure_logging, print_json
 from .failure import DONE, INTERRUPTED
+from .settings import Setting, add_settings, resolve
+
+if TYPE_CHECKING:
+    from ..server.meter import Meter
 
 __all__ = ["add", "run"]
 
+logger = logging.getLogger("mobillm.cli")
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PREFIX = "MOBILLM_SERVE_"
+
+SETTINGS = (
+    Setting(
+        name="listen",
+        read=address,
+        default=Address("127.0.0.1", DEFAULT_PORT),
+        metavar="HOST:PORT",
+        help="where to listen; port 0 takes a free one",
+        shown=f"127.0.0.1:{DEFAULT_PORT}",
+    ),
+    Setting(
+        name="data-dir",
+        read=Path,
+        metavar="D",
+        help="sessions and activation logs",
+        shown="$XDG_DATA_HOME/mobillm or ~/.local/share/mobillm",
+    ),
+    Setting(
+        name="token-file",
+        read=Path,
+        metavar="T",
+        help="lines TENANT:SECRET, or one bare secret; made with a random secret if it is missing",
+        shown="token in the data directory",
+    ),
+    Setting(name="tls-cert", read=Path, metavar="PEM", help="the server's certificate"),
+    Setting(name="tls-key", read=Path, metavar="PEM", help="its private key"),
+    Setting(
+        name="device-ca", read=Path, metavar="PEM", help="authority whose certificates devices must show"
+    ),
+    Setting(name="insecure", read=bool, help="listen beyond this machine without TLS, all in plain"),
+    Setting(name="device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train"),
+    Setting(
+        name="threads",
+        read=between(1, MAX_THREADS),
+        default=half_of_cores(),
+        metavar="N",
+        help="torch threads",
+        shown="half of the cores",
+    ),
+    Setting(name="loop", choices=("uvloop", "asyncio"), default="uvloop", help="event loop"),
+    Setting(
+        name="keep",
+        read=bool,
+        help="keep the activation log of a finished session when the device has the result",
+    ),
+    Setting(
+        name="limits",
+        read=limit,
+        default=[],
+        metavar="NAME=N",
+        help="change a bound, in bytes or a count; can be given again (commas in the environment, "
+        f"a table in the file); names: {', '.join(LIMITS)}",
+        many=True,
+    ),
+    Setting(
+        name="metrics",
+        read=address,
+        metavar="HOST:PORT",
+        help="serve Prometheus metrics (/metrics) and a health check (/healthz) over HTTP, without a "
+        "password: keep it inside",
+    ),
+    Setting(
+        name="tensorboard", read=Path, metavar="D", help="draw each session's curves into this directory"
+    ),
+    Setting(name="log", choices=("text", "json"), default="text", help="the log's lines, on standard error"),
+)
 
 _EXAMPLES = """\
   mobillm serve
   mobillm serve --listen 0.0.0.0:7707 --tls-cert server.pem --tls-key server.key
   mobillm serve --listen 127.0.0.1:0 --json --device cuda
+  mobillm serve --config server.toml --metrics 127.0.0.1:9707 --log json
 """
 
 
@@ -46,82 +122,55 @@ def add(subparsers: Subparsers) -> None:
         examples=_EXAMPLES,
         verbose=True,
     )
-    parser.add_argument(
-        "--listen",
-        type=address,
-        default=Address("127.0.0.1", DEFAULT_PORT),
-        metavar="HOST:PORT",
-        help=f"where to listen; port 0 takes a free one (default: 127.0.0.1:{DEFAULT_PORT})",
-    )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="D",
-        help="sessions and activation logs (default: $XDG_DATA_HOME/mobillm or ~/.local/share/mobillm)",
-    )
-    parser.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="T",
-        help="lines TENANT:SECRET, or one bare secret; made with a random secret if it is missing "
-        "(default: token in the data directory)",
-    )
-    parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="the server's certificate")
-    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key")
-    parser.add_argument(
-        "--device-ca", type=Path, metavar="PEM", help="authority whose certificates devices must show"
-    )
-    parser.add_argument(
-        "--insecure", action="store_true", help="listen beyond this machine without TLS, all in plain"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
-    parser.add_argument(
-        "--threads",
-        type=between(1, MAX_THREADS),
-        default=half_of_cores(),
-        metavar="N",
-        help="torch threads (default: half of the cores)",
-    )
-    parser.add_argument(
-        "--limits",
-        type=limit,
-        action="append",
-        default=[],
-        metavar="NAME=N",
-        help=f"change a bound, in bytes or a count; can be given again; names: {', '.join(LIMITS)}",
-    )
-    parser.add_argument(
-        "--loop", choices=("uvloop", "asyncio"), default="uvloop", help="event loop (default: %(default)s)"
-    )
+    add_settings(parser, SETTINGS, PREFIX)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
+    args = resolve(args, SETTINGS, PREFIX, os.environ)
+    if args.log == "json":
+        configure_logging(debug=args.debug, verbose=True, as_json=True)
     tls = _tls(args)
-    limits = Limits(**dict(args.limits))
     _check_exposure(args.listen, tls, args.insecure)
     directory = args.data_dir or data_directory()
     token_file = args.token_file or directory / TOKEN_FILE
     if create_token_file(token_file):
-        say(f"made the token file {token_file}; devices on other machines need a copy")
+        logger.info("made the token file %s; devices on other machines need a copy", token_file)
     keys = {tenant: derive_key(secret) for tenant, secret in read_token_file(token_file).items()}
-    say("loading torch ...")
+    logger.info("loading torch ...")
     device = _prepare_torch(args.device, args.threads)
     with asyncio.Runner(loop_factory=_loop_factory(args.loop)) as runner:
-        runner.run(_serve(args.listen, keys, directory, device, tls, limits, args.json))
+        runner.run(_serve(args, keys, directory, device, tls))
     return DONE
 
 
+def _meter(args: argparse.Namespace) -> Meter:
+    """Return what counts and draws, as far as it was asked for; both need packages that few servers have."""
+    from ..server.meter import Meter  # imports torch
+
+    meter = Meter()
+    if args.metrics is not None:
+        from ..server.metrics import PrometheusMeter
+
+        meter = PrometheusMeter(args.metrics)
+    if args.tensorboard is not None:
+        from ..server.curves import Curves
+
+        meter.curves = Curves(args.tensorboard)
+    return meter
+
+
 async def _serve(
-    where: Address,
+    args: argparse.Namespace,
     keys: Mapping[str, bytes],
     directory: Path,
     device: str,
     tls: ssl.SSLContext | None,
-    limits: Limits,
-    as_json: bool,
 ) -> None:
     from ..server import app  # imports torch
+
+    limits = Limits(**dict(args.limits))
+    options: Any = {"tls": tls, "limits": limits, "keep": args.keep, "meter": _meter(args)}
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -131,20 +180,18 @@ async def _serve(
         for number in SIGNALS:
             loop.remove_signal_handler(number)
             signal.signal(number, lambda *_: os._exit(INTERRUPTED))
-        say("stopping; again to stop at once")
+        logger.info("stopping; again to stop at once")
         stop.set()
 
     for number in SIGNALS:
         loop.add_signal_handler(number, stopping)
-    async with app.serve(
-        where, keys=keys, directory=directory, device=device, tls=tls, limits=limits
-    ) as server:
-        if as_json:
+    async with app.serve(args.listen, keys=keys, directory=directory, device=device, **options) as server:
+        if args.json:
             print_json({"address": str(server.address)})
         else:
             print(f"listening on {server.address}", flush=True)
         await stop.wait()
-    say("stopped")
+    logger.info("stopped")
 
 
 def _tls(args: argparse.Namespace) -> ssl.SSLContext | None:

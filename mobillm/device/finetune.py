@@ -18,14 +18,16 @@ from ..nn.ending import common_ending
 from ..nn.heads import FrozenHead, export_lm_head
 from ..nn.sidetuned import SideConfig, save_side
 from ..options import Limits, Timeouts
+from ..protocol import Finished
 from ..spec import CodecSpec, OptimizerSpec, SessionSpec, SideSpec
 from .batches import make_batches
 from .client import Client, connect
 from .dataset import Example
 from .disclosure import disclosure
+from .pending import Pending
 from .pipeline import Pipeline, TokenBatch
 from .progress import Progress, Report, Watch
-from .resume import Resume
+from .resume import SESSION_FILE, Resume
 from .selection import select
 from .trace import Trace
 from .uplink import Uplink
@@ -38,7 +40,6 @@ __all__ = ["Options", "finetune", "finetune_async"]
 logger = logging.getLogger("mobillm.device")
 
 PROGRESS_INTERVAL = 0.2  # seconds
-SESSION_FILE = "session.json"  # beside the result while it is not there yet
 
 
 class Options(TypedDict, total=False):
@@ -53,11 +54,14 @@ class Options(TypedDict, total=False):
         tokens: which tokens are sent: ``all`` (default), ``loss`` or ``last``; see
             :class:`mobillm.SessionSpec` for what the last two need.
         epochs: passes over the data; the device computes one forward pass whatever the number.
+        early_stopping: epochs without a lower held-out loss after which training ends; 0 trains all.
         batch_size: samples of an optimizer step.
         max_length: most tokens of a sample; longer ones are cut.
         seed: of the order, the initialisation and dropout.
         output: directory for the result; None does not save it. While the run is unfinished the
             directory remembers its session: the same call after a kill goes on where it stopped.
+        detach: come back as soon as the server has everything on its disk, for
+            :func:`mobillm.device.pull.pull_async` later; needs ``output``.
         on_start: called once with what will leave the device, before anything does.
         on_progress: called about five times a second with a :class:`Progress`.
         trace: where to write a Chrome trace of both sides; None writes none.
@@ -74,10 +78,12 @@ class Options(TypedDict, total=False):
     codec: CodecSpec
     tokens: str
     epochs: int
+    early_stopping: int
     batch_size: int
     max_length: int
     seed: int
     output: pathlib.Path | None
+    detach: bool
     on_start: Callable[[str], None] | None
     on_progress: Callable[[Progress], None] | None
     trace: pathlib.Path | None
@@ -117,6 +123,10 @@ class _Job:
     @property
     def steps(self) -> int:
         return (self.spec.batches or 0) * self.spec.epochs
+
+    @property
+    def config(self) -> SideConfig:
+        return SideConfig(spec=self.spec, max_length=self.max_length, labels=self.labels, ending=self.ending)
 
 
 def finetune(
@@ -223,7 +233,7 @@ async def finetune_async(
             await asyncio.gather(reporter, return_exceptions=True)
     finally:
         await uplink.close()
-    if resume is not None:
+    if resume is not None and not report.detached:
         resume.clear()
     path = options.get("trace")
     if path is not None:
@@ -240,6 +250,13 @@ async def _run(
     await pipeline.run(job.batches[uplink.received :])
     streamed = time.monotonic() - begun
     await uplink.finish()
+    output = options.get("output")
+    if options.get("detach") and output is not None:
+        await uplink.wait_durable()
+        await uplink.detach()
+        pending = Pending(session=uplink.id, config=job.config, heldout=bool(options.get("heldout")))
+        await asyncio.to_thread(pending.save, output)
+        return _measured(job, uplink, pipeline, watch, streamed, start, None, None)
     finished = await uplink.wait_finished()
     if finished.steps and finished.loss is None:
         raise ModelError(
@@ -251,15 +268,32 @@ async def _run(
         evaluated = await uplink.evaluate()
         evaluation = {"samples": evaluated.samples, **evaluated.values}
     weights = await uplink.pull()
-    output = options.get("output")
     if output is not None:
-        config = SideConfig(spec=job.spec, max_length=job.max_length, labels=job.labels, ending=job.ending)
-        await asyncio.to_thread(save_side, output, weights, config)
+        await asyncio.to_thread(save_side, output, weights, job.config)
+    await uplink.confirm()
+    return _measured(job, uplink, pipeline, watch, streamed, start, finished, evaluation, output)
+
+
+def _measured(
+    job: _Job,
+    uplink: Uplink,
+    pipeline: Pipeline,
+    watch: Watch,
+    streamed: float,
+    start: float,
+    finished: Finished | None,
+    evaluation: dict[str, float] | None,
+    output: pathlib.Path | None = None,
+) -> Report:
+    """Return how a run went; ``finished`` is None when the device leaves before the end of training."""
+    metrics = uplink.metrics
+    taken = metrics.step if metrics else 0
     values = pipeline.tokens * job.spec.model.hidden_size * len(job.spec.model.taps)
     return Report(
         session=uplink.id.hex(),
-        steps=finished.steps,
-        loss=finished.loss,
+        steps=taken if finished is None else finished.steps,
+        loss=None if finished is None else finished.loss,
+        detached=finished is None,
         samples=pipeline.samples,
         tokens=pipeline.tokens,
         seconds=time.monotonic() - start,
@@ -286,6 +320,10 @@ async def _report(watch: Watch, uplink: Uplink, job: _Job, on_progress: Callable
 
 def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -> _Job:
     """Tokenize and fix the spec; runs in a thread."""
+    if options.get("early_stopping") and not options.get("heldout"):
+        raise ConfigError("early_stopping", options["early_stopping"], "0, or held-out examples with it")
+    if options.get("detach") and options.get("output") is None:
+        raise ConfigError("output", None, "a directory, from which the result is fetched after detach")
     task = options.get("task", "classification")
     seed = options.get("seed", 0)
     max_length = options.get("max_length", 128)
@@ -328,6 +366,7 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
         optimizer=options.get("optimizer", OptimizerSpec()),
         codec=codec,
         epochs=options.get("epochs", 1),
+        early_stopping=options.get("early_stopping", 0),
         batches=len(train),
         seed=seed,
         head=None if head is None else hashlib.sha256(head).hexdigest(),

@@ -64,8 +64,9 @@ class Report:
 
     Attributes:
         session: the session's name, 32 hex digits.
-        steps: optimizer steps.
-        loss: mean training loss of the last epoch; None when nothing was trained.
+        steps: optimizer steps; of a detached run those that had been taken when the device left.
+        loss: mean training loss of the last epoch; None when nothing was trained, or the run is detached.
+        detached: whether the device left before the end of training.
         samples, tokens: that went through the forward pass.
         seconds: from the start to the saved result.
         stream_seconds: from the first forward pass to the last batch sent.
@@ -82,6 +83,7 @@ class Report:
     session: str
     steps: int
     loss: float | None
+    detached: bool
     samples: int
     tokens: int
     seconds: float

@@ -15,8 +15,9 @@ from ..codec import Equalizer
 from ..errors import DataError
 from ..spec import SessionSpec
 
-__all__ = ["Resume", "Unfinished"]
+__all__ = ["SESSION_FILE", "Resume", "Unfinished"]
 
+SESSION_FILE = "session.json"  # beside the result while it is not there yet
 _ID_BYTES = 16
 
 

@@ -351,15 +351,34 @@ class Session:
             await self._until(lambda: self._pulls_answered >= want)
             return self._pulled
 
-    async def detach(self) -> None:
-        """Leave the session; it lives on at the server. Bounded by ``timeouts.request``."""
+    async def detach(self) -> bool:
+        """Leave the session; it lives on at the server. Bounded by ``timeouts.request``.
+
+        The server acts on messages in order: when this returns, a FINISH sent before is on its disk, and it
+        knows that weights of a finished session that were pulled before have arrived.
+
+        Returns:
+            whether the server has answered; it could not if the connection was gone before.
+
+        Raises:
+            RemoteError: the server ended the session before it was left.
+            ConnectionClosed: the connection was lost before the server knew.
+            TimeoutError: no answer within ``timeouts.request``.
+
+        """
+        before = self._failed
         self.leave()
         try:
             async with asyncio.timeout(self.connection.timeouts.request):
-                while not self._detached and self.connection.is_open:
+                while not self._detached:
+                    if self._failed is not before:
+                        raise self._failure()
+                    if not self.connection.is_open:
+                        return False
                     await self._changed()
         except TimeoutError:
             raise TimeoutError("the server did not answer DETACH in time") from None
+        return True
 
     # The inside, driven by the client's reader.
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 from ..codec import Equalizer, PackedTensor
 from ..errors import (
     ConnectionClosed,
+    ConnectionClosedError,
     ConnectionClosedOK,
     ErrorCode,
     HandshakeError,
@@ -237,6 +238,23 @@ class Uplink:
     async def pull(self) -> bytes:
         """Return the side network's weights as they are now."""
         return await self._over_losses(lambda session: session.pull())
+
+    async def detach(self) -> None:
+        """Leave the session; a FINISH that was sent is on the server's disk then."""
+
+        async def work(session: Session) -> None:
+            if not await session.detach():
+                raise ConnectionClosedError(None, "the connection was lost before the session was left")
+
+        await self._over_losses(work)
+
+    async def confirm(self) -> None:
+        """Leave a session whose result was pulled and saved, so that the server may delete its log."""
+        try:
+            await self.session.detach()
+        except (ConnectionClosed, RemoteError, TimeoutError) as exc:
+            # The result is here: the server keeps the log longer than it had to, and that is all.
+            logger.info("= the server was not told that the result has arrived (%s)", exc)
 
     async def _over_losses(self, work: Callable[[Session], Awaitable[T]]) -> T:
         while True:

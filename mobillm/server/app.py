@@ -12,6 +12,7 @@ from ..options import Limits, Timeouts
 from ..transport import Address, Server
 from .control import Control
 from .gateway import Gateway
+from .meter import Meter
 
 __all__ = ["serve"]
 
@@ -23,9 +24,11 @@ async def serve(
     keys: Mapping[str, bytes],
     directory: pathlib.Path,
     device: str = "cpu",
+    keep: bool = False,
     tls: ssl.SSLContext | None = None,
     timeouts: Timeouts | None = None,
     limits: Limits | None = None,
+    meter: Meter | None = None,
 ) -> AsyncIterator[Server]:
     """Run a server for the time of an ``async with`` block.
 
@@ -38,9 +41,11 @@ async def serve(
         keys: key of each tenant, from :func:`mobillm.protocol.derive_key`.
         directory: where sessions, activation logs and blobs are kept.
         device: torch device to train on.
+        keep: whether the activation log of a finished session stays when the device has the result.
         tls: TLS context; None speaks plain TCP.
         timeouts: bounds of every wait.
         limits: bounds of everything held.
+        meter: counts and draws what happens, see :mod:`mobillm.server.metrics`; None does neither.
 
     Raises:
         ConfigError: the address is malformed, or asks for TLS without a context.
@@ -48,9 +53,11 @@ async def serve(
 
     """
     limits = limits or Limits()
-    gateway = Gateway(directory, limits=limits, keys=keys, device=device)
+    meter = meter or Meter()
+    gateway = Gateway(directory, limits=limits, keys=keys, keep=keep, device=device, meter=meter)
     control = Control(gateway, directory)
     try:
+        meter.start(gateway)
         await gateway.restore()
         await control.start()
         server = await transport.serve(
@@ -59,7 +66,9 @@ async def serve(
         try:
             yield server
         finally:
+            meter.drain()
             await server.close()
     finally:
         await control.close()
         await gateway.close()
+        await meter.close()

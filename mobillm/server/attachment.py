@@ -33,10 +33,13 @@ from ..protocol import (
 from ..transport import Connection
 from .batch import BatchBuilder
 from .blobs import BlobStore, BlobUpload
+from .memory import Memory
+from .meter import Meter
 from .observer import Observer
 from .quota import Quota
 from .refusal import refusal
-from .session import SPAN_RECEIVE, Session
+from .session import Session
+from .training import SPAN_RECEIVE
 
 __all__ = ["Attachment"]
 
@@ -44,6 +47,18 @@ logger = logging.getLogger("mobillm.server")
 
 # EVAL and PULL requests of one stream that may wait for their answer.
 MAX_ANSWERS = 8
+
+
+class _Departed(Observer):
+    """Takes the place of a device that has left: nobody is told, but released memory is free."""
+
+    def __init__(self, session: Session, memory: Memory) -> None:
+        self._session = session
+        self._memory = memory
+
+    def acknowledge(self) -> None:
+        """Give free what the session does not hold any more."""
+        self._memory.leave(self._session.id, self._session.held)
 
 
 class Attachment(Observer):
@@ -56,6 +71,8 @@ class Attachment(Observer):
         blobs: where blobs are kept.
         limits: the server's limits.
         quota: what the tenant may store.
+        memory: what all sessions may hold.
+        meter: counts what comes.
 
     """
 
@@ -67,6 +84,8 @@ class Attachment(Observer):
         blobs: BlobStore,
         limits: Limits,
         quota: Quota,
+        memory: Memory,
+        meter: Meter | None = None,
     ) -> None:
         self.session = session
         self.stream = stream
@@ -74,12 +93,15 @@ class Attachment(Observer):
         self._blobs = blobs
         self._limits = limits
         self._quota = quota
+        self._memory = memory
+        self._meter = meter or Meter()
         self._builder = BatchBuilder()
         self._begun = 0  # microseconds, when the open batch began
         self._upload: BlobUpload | None = None
         self._answers: set[asyncio.Task[None]] = set()
         self._answering = asyncio.Lock()  # one at a time, in order
         self.active = True
+        self.delivered = False  # whether all weights of the finished session were sent
 
     @property
     def missing(self) -> tuple[bytes, ...]:
@@ -107,7 +129,8 @@ class Attachment(Observer):
         """Leave the session: it goes on without the device."""
         self.active = False
         if self.session.observer is self:
-            self.session.observer = Observer()
+            self.session.observer = _Departed(self.session, self._memory)
+            self.session.observer.acknowledge()
         if self._upload is not None:
             self._upload.discard()
         for task in self._answers:
@@ -163,10 +186,13 @@ class Attachment(Observer):
         session = self.session
         expected = session.received + 1
         if message.seq > expected:
+            self._meter.gap()
             self._connection.post(Gap(stream=self.stream, seq=message.seq, expected=expected))
         if message.seq != expected:
             if session.is_other(message.seq, message.checksum):
                 self.fail(ErrorCode.SEQ_REUSE, f"batch {message.seq} was sent before with other bytes")
+            if message.seq < expected:
+                self._meter.duplicate()
             self.acknowledge()
             return
         if session.last is not None:
@@ -181,11 +207,14 @@ class Attachment(Observer):
         if excess is not None:
             self._drop(message.seq, ErrorCode.QUOTA, excess)
             return
-        session.add_span((SPAN_RECEIVE, batch.seq, begun, time.monotonic_ns() // 1000 - begun))
+        duration = time.monotonic_ns() // 1000 - begun
+        session.add_span((SPAN_RECEIVE, batch.seq, begun, duration))
+        self._meter.received(batch.size, duration / 1e6)
         await session.put(batch)
 
     def _drop(self, seq: int, code: ErrorCode, text: str) -> None:
         """Refuse a batch; the stream goes on: the device may send another batch with this number."""
+        self._meter.rejected(code.name)
         self._post(refusal(self.stream, code, text, seq=seq))
         self._grant()
 
@@ -199,7 +228,10 @@ class Attachment(Observer):
         A batch that is larger than the whole window is let through alone, one frame after another.
         """
         session = self.session
-        room = self._limits.queue - session.held - self._builder.held
+        if not self.active or not self._connection.is_open:
+            return
+        held, owed = session.held + self._builder.held, self._connection.endpoint.credit(self.stream)
+        room = self._memory.grant(session.id, held, owed, self._limits.queue)
         if not session.held:
             room = max(room, self._largest)
         self._post(
@@ -255,6 +287,7 @@ class Attachment(Observer):
         )
 
     async def _send_weights(self) -> None:
+        final = self.session.finished is not None
         steps, data = await self.session.weights()
         digest = hashlib.sha256(data).digest()
         view = memoryview(data)
@@ -269,6 +302,7 @@ class Attachment(Observer):
                     payload=view[offset : offset + self._limits.chunk],
                 )
             )
+        self.delivered = final
 
     # What the device is told.
 

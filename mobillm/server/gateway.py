@@ -10,12 +10,15 @@ from collections.abc import Mapping
 
 from ..errors import ConfigError, ConnectionClosed, ErrorCode, MobiLLMError, StorageError
 from ..options import Limits
-from ..protocol import Bye, Detach, Open, Opened, Phase
+from ..protocol import HEADER_SIZE, Bye, Detach, Open, Opened, Phase
 from ..spec import SessionSpec
 from ..transport import Connection
 from .attachment import Attachment
 from .blobs import BlobStore
 from .lock import DirectoryLock
+from .memory import Memory
+from .meter import Meter
+from .pace import Pace
 from .quota import Quota
 from .refusal import refusal
 from .registry import Registry, SessionRecord
@@ -36,10 +39,13 @@ class Gateway:
         directory: where everything is kept.
         limits: the server's limits.
         keys: key of each tenant that may log in; the registry notes their hashes.
+        keep: whether the activation log of a finished session stays when the device has the result.
         device: torch device to train on.
+        meter: counts what happens.
 
     Attributes:
         sessions: all of them, by id.
+        connections: how many are logged in now.
         workers: the server's threads.
 
     Raises:
@@ -55,10 +61,15 @@ class Gateway:
         *,
         limits: Limits,
         keys: Mapping[str, bytes] | None = None,
+        keep: bool = False,
         device: str = "cpu",
+        meter: Meter | None = None,
     ) -> None:
         self.limits = limits
         self.device = device
+        self._keep = keep
+        self._meter = meter or Meter()
+        self.connections = 0
         self.sessions: dict[bytes, Session] = {}
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = DirectoryLock(directory)
@@ -79,6 +90,8 @@ class Gateway:
         self._attachments: dict[bytes, Attachment] = {}
         self._parking: set[asyncio.Task[None]] = set()
         self._quota = Quota(limits, self._attachments)
+        self._memory = Memory(limits.memory, limits.frame + HEADER_SIZE)
+        self._pace = Pace(limits.steps)
 
     async def restore(self) -> None:
         """Load all sessions from the disk and go on training those that are complete but not finished."""
@@ -113,12 +126,17 @@ class Gateway:
 
     def _load(self, session_id: bytes) -> Session:
         store = SessionStore(self._directory / session_id.hex(), self._registry, session_id)
-        return Session(store, self.workers, self.device)
+        return Session(store, self.workers, self.device, self._meter, self._pace)
 
     async def _head(self, session: Session) -> bytes | None:
         """Read the blob that a session needs; None when it needs none."""
         head = session.spec.head
         return None if head is None else await self.workers.write(self._blobs.read, bytes.fromhex(head))
+
+    @property
+    def attached(self) -> int:
+        """How many sessions have a device."""
+        return len(self._attachments)
 
     def is_attached(self, session: Session) -> bool:
         """Tell whether a device is attached to a session."""
@@ -144,7 +162,7 @@ class Gateway:
             StorageError: its checkpoints are damaged, or its blob is.
 
         """
-        if session.trainer is not None:
+        if session.training is not None:
             return (await session.weights())[1]
         checkpoint = await self.workers.write(session.store.load_checkpoint)
         if checkpoint is None:
@@ -156,7 +174,7 @@ class Gateway:
             trainer.load(checkpoint)
             return trainer.weights()
 
-        return await self.workers.train(work)
+        return await self.workers.train(session.id.hex(), work)
 
     async def close(self) -> None:
         """Write a checkpoint of each session, end the threads, and give the directory free."""
@@ -166,12 +184,28 @@ class Gateway:
                 await session.close()
             except MobiLLMError as exc:
                 logger.error("! session %s: %s", session.id.hex(), exc)
+        if self._meter.curves is not None:
+            await self.workers.write(self._meter.curves.close)
         self.workers.close()
         self._registry.close()
         self._lock.release()
 
     async def handle(self, connection: Connection) -> None:
         """Serve one connection until it ends."""
+        self.connections += 1
+        self._meter.opened()
+        reason = "lost"
+        try:
+            await self._converse(connection)
+            reason = "ok"
+        except ConnectionClosed as exc:
+            reason = _reason(exc.code)
+            raise
+        finally:
+            self.connections -= 1
+            self._meter.closed(reason, connection.bytes_received, connection.bytes_sent)
+
+    async def _converse(self, connection: Connection) -> None:
         streams: dict[int, Attachment] = {}
         try:
             async for message in connection:
@@ -180,13 +214,25 @@ class Gateway:
                 if isinstance(message, Open):
                     await self._open(connection, message, streams)
                 elif isinstance(message, Detach):
-                    await self._detach(streams.pop(message.stream, None))
+                    await self._leave(streams.pop(message.stream, None))
                     connection.post(Detach(stream=message.stream))
                 elif message.stream in streams:
                     await streams[message.stream].receive(message)
         finally:
             for attachment in streams.values():
                 await self._detach(attachment)
+
+    async def _leave(self, attachment: Attachment | None) -> None:
+        """Act on DETACH; it also says that a device which has been sent the result has it."""
+        await self._detach(attachment)
+        if attachment is None or not attachment.delivered or self._keep:
+            return
+        session = attachment.session
+        if session.id not in self._attachments:
+            try:
+                await session.release()
+            except StorageError as exc:
+                logger.error("! session %s: %s", session.id.hex(), exc)
 
     async def _detach(self, attachment: Attachment | None) -> None:
         if attachment is None:
@@ -203,6 +249,10 @@ class Gateway:
             again = connection.timeouts.drain  # by then this server is gone, and another one may be there
             text = "the server is about to stop"
             connection.post(refusal(message.stream, ErrorCode.DRAINING, text, retry_after=again))
+            return
+        if not self._memory.has_room and message.session not in self._attachments:
+            text = "the server has no memory for another session's batches now"
+            connection.post(refusal(message.stream, ErrorCode.SERVER_BUSY, text))
             return
         excess = self._quota.refuse_session(tenant) if message.session is None else None
         if excess is not None:
@@ -223,6 +273,8 @@ class Gateway:
             text = "there is no such session"
             connection.post(refusal(message.stream, ErrorCode.SESSION_UNKNOWN, text))
             return
+        if message.session is not None:
+            self._meter.resumed()
         await self._attach(connection, message.stream, session, streams)
 
     async def _attach(
@@ -245,7 +297,16 @@ class Gateway:
             while (old := self._attachments.pop(session.id, None)) is not None:
                 old.fail(ErrorCode.SESSION_TAKEN_OVER, "the session was attached to another connection")
                 await old.close()
-            attachment = Attachment(session, connection, stream, self._blobs, self.limits, self._quota)
+            attachment = Attachment(
+                session,
+                connection,
+                stream,
+                self._blobs,
+                self.limits,
+                self._quota,
+                self._memory,
+                self._meter,
+            )
             self._attachments[session.id] = attachment
             streams[stream] = attachment
             session.observer = attachment
@@ -274,10 +335,17 @@ class Gateway:
         await self.workers.train(check_size, spec, self.limits.parameters)
         record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=spec)
         store = await self.workers.write(SessionStore.create, self._directory, self._registry, record)
-        session = Session(store, self.workers, self.device)
+        session = Session(store, self.workers, self.device, self._meter, self._pace)
         self._add(session)
         logger.info("= %s: session %s opened, task %s", tenant, session.id.hex(), session.spec.task)
         return session
+
+
+def _reason(code: int | None) -> str:
+    """Return a word for the end of a connection, of which there are few: a peer may send any code."""
+    if code is None:
+        return "lost"
+    return ErrorCode(code).name.lower() if code in list(ErrorCode) else "other"
 
 
 def _opened(attachment: Attachment, epoch: int) -> Opened:

@@ -57,6 +57,10 @@ MIGRATIONS = (
         created REAL NOT NULL
     ) STRICT;
     """,
+    """
+    ALTER TABLE sessions ADD COLUMN evaluation TEXT;
+    ALTER TABLE sessions ADD COLUMN delivered REAL;
+    """,
 )
 
 
@@ -74,6 +78,9 @@ class SessionRecord:
         finished: set when all epochs have been trained.
         cancelled: whether the operator has ended it.
         ended: when it finished or was cancelled, seconds since 1970; None before that.
+        evaluation: figures of the held-out batches with the final weights, ``count`` among them; None
+            before the end of training.
+        delivered: when the device had the result and its log was deleted, seconds since 1970; None before.
 
     """
 
@@ -86,6 +93,8 @@ class SessionRecord:
     finished: Finished | None = None
     cancelled: bool = False
     ended: float | None = None
+    evaluation: dict[str, float] | None = None
+    delivered: float | None = None
 
 
 class Registry:
@@ -195,7 +204,8 @@ class Registry:
             self._db.execute("INSERT OR IGNORE INTO tenants VALUES (?, ?)", (record.tenant, record.created))
             self._db.execute(
                 "INSERT OR REPLACE INTO sessions (id, tenant, spec, created, changed, epoch, last, ended,"
-                " cancelled, steps, loss) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " cancelled, steps, loss, evaluation, delivered)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     record.id.hex(),
                     record.tenant,
@@ -208,6 +218,8 @@ class Registry:
                     record.cancelled,
                     steps,
                     loss,
+                    None if record.evaluation is None else json.dumps(record.evaluation),
+                    record.delivered,
                 ),
             )
 
@@ -226,13 +238,14 @@ class Registry:
         """
         with self._explained():
             row = self._db.execute(
-                "SELECT tenant, spec, created, epoch, last, ended, cancelled, steps, loss"
+                "SELECT tenant, spec, created, epoch, last, ended, cancelled, steps, loss,"
+                " evaluation, delivered"
                 " FROM sessions WHERE id = ?",
                 (session.hex(),),
             ).fetchone()
         if row is None:
             raise StorageError(f"{self.path} has no session {session.hex()}")
-        tenant, spec, created, epoch, last, ended, cancelled, steps, loss = row
+        tenant, spec, created, epoch, last, ended, cancelled, steps, loss, evaluation, delivered = row
         try:
             return SessionRecord(
                 id=session,
@@ -244,6 +257,8 @@ class Registry:
                 finished=None if steps is None else Finished(steps=steps, loss=loss),
                 cancelled=bool(cancelled),
                 ended=ended,
+                evaluation=None if evaluation is None else json.loads(evaluation),
+                delivered=delivered,
             )
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise StorageError(f"{self.path}: session {session.hex()} cannot be read: {exc}") from exc

@@ -11,34 +11,27 @@ import asyncio
 import collections
 import dataclasses
 import logging
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError, ErrorCode, MobiLLMError, StorageError
-from ..protocol import Finished, Metrics
+from ..protocol import Finished
 from .batch import Batch
 from .equalizers import Equalizers
 from .log import ActivationLog, Entry
+from .meter import Meter
 from .observer import Observer
+from .pace import Pace
 from .progress import Progress
-from .replay import Replay
 from .store import SessionStore
 from .trainer import Trainer
+from .training import MAX_SKIPPED, SPAN_LOG, Span, Training, restore
 from .workers import Workers
 
-__all__ = ["Session", "Span"]
+__all__ = ["Session"]
 
 logger = logging.getLogger("mobillm.server")
-
-# Batches in a row with a loss that is not finite, after which going on makes no sense.
-MAX_SKIPPED = 10
-METRICS_INTERVAL = 0.1  # seconds
-CHECKPOINT_INTERVAL = 60.0  # seconds; at most this much training is repeated after a crash
-
-SPAN_RECEIVE, SPAN_TRAIN, SPAN_LOG = 0, 1, 2
-Span = tuple[int, int, int, int]  # kind, batch number, start and duration in microseconds
 
 
 class Session:
@@ -48,6 +41,8 @@ class Session:
         store: its files and its record.
         workers: the server's threads.
         device: torch device to train on.
+        meter: counts what happens.
+        pace: how many steps its tenant may take.
 
     Attributes:
         record: what the registry knows of it.
@@ -64,7 +59,14 @@ class Session:
 
     """
 
-    def __init__(self, store: SessionStore, workers: Workers, device: str) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        workers: Workers,
+        device: str,
+        meter: Meter | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self.store = store
         self.record = store.record()
         self.id = self.record.id
@@ -87,8 +89,10 @@ class Session:
             self.applied = 0
             # A crash may have come between FINISH and the disk; then the device sends the rest again.
             self.last = last if last is None or last <= self.received else None
-        self.trainer: Trainer | None = None
+        self.training: Training | None = None
         self.workers = workers
+        self._meter = meter or Meter()
+        self._pace = pace or Pace(0)
         self._device = device
         self._pending: collections.deque[Batch] = collections.deque()  # arrived, not yet durable
         # Durable, not yet trained on; an entry is what has to be read from the log first.
@@ -98,12 +102,6 @@ class Session:
         self.attaching = asyncio.Lock()
         self.failed = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._progress = Progress()
-        self._losses: list[float] = []
-        self._busy = 0.0
-        self._spans: list[Span] = []
-        self._reported = 0.0
-        self._saved = time.monotonic()
 
     @property
     def ended(self) -> bool:
@@ -141,15 +139,16 @@ class Session:
 
         """
         async with self._starting:
-            if self.trainer is not None:
+            if self.training is not None:
                 return
             if self.record.cancelled:
                 raise ConfigError("session", "cancelled", "one that the server's owner has not cancelled")
-            self.trainer = await self.workers.train(self._restore, head)
+            self.training = await self.workers.train(self.id.hex(), lambda: self._restore(head))
+            self.training.report = lambda metrics: self.observer.report(metrics)  # whoever it is then
+            self.training.turn = lambda: self._pace.turn(self.tenant)
             # What the log holds beyond the checkpoint is trained on again, in the same order.
             if self.finished is None:
                 self._queue.extend(entry for entry in self.log.entries if entry.seq > self.applied)
-            self._saved = time.monotonic()
             loop = asyncio.get_running_loop()
             for work in (self._write, self._train):
                 self._tasks.append(loop.create_task(self._guard(work)))
@@ -161,35 +160,39 @@ class Session:
                 return
             await self._cancel()
             self.failed = False
-            self.trainer = None
+            self.training = None
             self._pending.clear()
             self._queue.clear()
             self.held = 0
             self.received = self.durable = self.log.last
             self.equalizers.load(self.log)
             self.applied = 0
-            self._progress = Progress()
             if self.last is not None and self.last > self.received:
                 self.last = None
 
-    def _restore(self, head: bytes | None) -> Trainer:
+    def _restore(self, head: bytes | None) -> Training:
         trainer = Trainer(self.spec, head, self._device, self.equalizers)
-        checkpoint = self.store.load_checkpoint()
-        if checkpoint is None:
+        progress = restore(self.store, trainer)
+        if progress is None:
+            if self.record.delivered is not None:
+                raise StorageError(
+                    f"{self.store.directory} has lost its checkpoints, and the log was deleted"
+                )
             self.finished = None  # a result without weights is none: it is trained again from the log
             self.received = self.durable = self.log.last
             self.applied = 0
             if self.last is not None and self.last > self.received:
                 self.last = None
-        else:
-            self._progress = Progress(**trainer.load(checkpoint))
-            self.applied = self._progress.applied
+            progress = Progress()
+        self.applied = progress.applied
         if self.finished is None and self.applied > self.log.last:
             raise StorageError(
                 f"{self.log.path} ends at batch {self.log.last}, but batch {self.applied} was trained on: "
                 "it is damaged; restore it from a backup or delete the session"
             )
-        return trainer
+        return Training(
+            trainer, progress, self.store, lambda: self.log, self.workers, self._meter, self.id.hex()
+        )
 
     async def _guard(self, work: Callable[[], Any]) -> None:
         """Run a task's root; whatever ends it is told to the device."""
@@ -200,7 +203,8 @@ class Session:
             self._fail(ErrorCode.STORAGE_FULL, "the server cannot store or read this session's data")
         except MobiLLMError as exc:
             logger.error("! session %s: %s", self.id.hex(), exc)
-            skipped = self.trainer is not None and self.trainer.skipped >= MAX_SKIPPED
+            training = self.training
+            skipped = training is not None and training.trainer.skipped >= MAX_SKIPPED
             self._fail(ErrorCode.NON_FINITE if skipped else ErrorCode.SCHEMA_MISMATCH, str(exc))
         except Exception:
             logger.exception("! session %s failed", self.id.hex())
@@ -235,7 +239,9 @@ class Session:
 
     def is_other(self, seq: int, checksum: int) -> bool:
         """Tell whether a batch that is durable already had other bytes than these."""
-        return seq <= self.durable and self.log.entries[seq - 1].checksum != checksum
+        if seq > self.durable or self.record.delivered is not None:
+            return False
+        return self.log.entries[seq - 1].checksum != checksum
 
     async def finish(self, last: int) -> None:
         """Note that batch ``last`` was the last one.
@@ -258,41 +264,34 @@ class Session:
             the steps behind the weights; and ``count`` (samples) with the values that are finite.
 
         """
-        trainer = self._trainer()
-        entries = [entry for entry in self.log.entries if entry.heldout]
-
-        def work() -> tuple[int, dict[str, float]]:
-            return trainer.steps, trainer.evaluate(self.log.read(entry) for entry in entries)
-
-        steps, values = await self.workers.train(work)
-        finite = {key: value for key, value in values.items() if math.isfinite(value)}
-        return steps, finite | {"count": float(sum(entry.samples for entry in entries))}
+        if self.finished is not None and self.record.evaluation is not None:
+            return self.finished.steps, dict(self.record.evaluation)
+        return await self._loaded().evaluate()
 
     async def weights(self) -> tuple[int, bytes]:
         """Return the steps behind the weights, and the weights as a safetensors file."""
-        trainer = self._trainer()
-        return await self.workers.train(lambda: (trainer.steps, trainer.weights()))
+        return await self._loaded().weights()
 
     @property
     def steps(self) -> int | None:
         """Optimizer steps taken; None while neither the trainer is loaded nor the session finished."""
-        if self.trainer is not None:
-            return self.trainer.steps
+        if self.training is not None:
+            return self.training.trainer.steps
         return None if self.finished is None else self.finished.steps
 
     @property
     def training_epoch(self) -> int | None:
         """Epoch of the last step, from 1; None as for :attr:`steps`."""
-        if self.trainer is not None:
-            return self._progress.epoch
+        if self.training is not None:
+            return self.training.progress.epoch
         return None if self.finished is None else self.spec.epochs
 
     @property
     def loss(self) -> float | None:
         """Mean loss of the present epoch, or of the last one; None before its first step."""
-        if self.trainer is None or self.finished is not None:
+        if self.training is None or self.finished is not None:
             return None if self.finished is None else self.finished.loss
-        return self._progress.mean
+        return self.training.progress.mean
 
     @property
     def waiting(self) -> int:
@@ -307,26 +306,8 @@ class Session:
 
     def add_span(self, span: Span) -> None:
         """Keep a timing for the next METRICS, if the spec asks for timings."""
-        if self.spec.trace and len(self._spans) < 64:
-            self._spans.append(span)
-
-    async def checkpoint(self) -> None:
-        """Write a checkpoint of the state after the last whole step.
-
-        Raises:
-            StorageError: the disk is full or broken; older checkpoints are untouched.
-
-        """
-        if self.trainer is None:
-            return
-        trainer = self.trainer
-
-        def work() -> tuple[int, bytes]:
-            return trainer.steps, trainer.save(dataclasses.asdict(self._progress))
-
-        steps, data = await self.workers.train(work)
-        await self.workers.write(self.store.save_checkpoint, steps, data)
-        self._saved = time.monotonic()
+        if self.training is not None:
+            self.training.add_span(span)
 
     async def close(self) -> None:
         """End the tasks after their current piece of work, write a checkpoint, close the log.
@@ -337,7 +318,7 @@ class Session:
             running = await self._cancel()
             try:
                 if running and not self.failed:
-                    await self.checkpoint()
+                    await self._loaded().checkpoint()
             finally:
                 self._close_log()
 
@@ -353,14 +334,34 @@ class Session:
         self.observer.fail(ErrorCode.SESSION_UNKNOWN, "the server's owner has cancelled the session")
         await self.close()
         await self.park()
+        self._pending.clear()
+        self._queue.clear()
+        self.held = 0
+
+    async def release(self) -> None:
+        """Delete the log of a finished session, parked before: the device has the result.
+
+        Its weights and the figures of its held-out batches stay.
+
+        Raises:
+            StorageError: the disk is broken.
+
+        """
+        async with self._starting:
+            if self.finished is None or self.training is not None or self.record.delivered is not None:
+                return
+            await self._save(delivered=time.time())
+            self._close_log()
+            await self.workers.write(self.store.delete_log)
+            self._closed_size = 0
 
     async def park(self) -> None:
         """Free the memory and the files of a session that has ended; :meth:`start` brings it back."""
         async with self._starting:
-            if not self.ended or self.trainer is None:
+            if not self.ended or self.training is None:
                 return
             await self._cancel()
-            self.trainer = None
+            self.training = None
             self._close_log()
 
     async def _cancel(self) -> bool:
@@ -380,7 +381,9 @@ class Session:
                 batches = list(self._pending)
             start = time.monotonic_ns() // 1000
             await self.workers.write(self.log.append, batches)
-            self.add_span((SPAN_LOG, batches[-1].seq, start, time.monotonic_ns() // 1000 - start))
+            duration = time.monotonic_ns() // 1000 - start
+            self.add_span((SPAN_LOG, batches[-1].seq, start, duration))
+            self._meter.durable(len(batches), duration / 1e6)
             async with self._wake:
                 for batch in batches:
                     self._pending.popleft()
@@ -390,94 +393,35 @@ class Session:
             self.observer.acknowledge()
 
     async def _train(self) -> None:
+        training = self._loaded()
         while self.last is None or self.applied < self.last:
             async with self._wake:
                 await self._wake.wait_for(lambda: bool(self._queue) or self.applied == self.last)
             if self._queue:
                 item = self._queue[0]
-                batch = await self.workers.write(self.log.read, item) if isinstance(item, Entry) else item
-                await self._apply(batch)
+                if isinstance(item, Entry):
+                    batch = await self.workers.write(self.log.read, item)
+                    self._meter.replayed()
+                else:
+                    batch = item
+                await training.first_epoch(batch, self.waiting)
+                self.applied = batch.seq
                 self._queue.popleft()
                 if batch is item:
                     self.held -= batch.size
                 self.observer.acknowledge()
         if self.finished is None:
-            await self._replay()
-            finished = await self._complete()
-            self.observer.finish(finished)  # whoever is attached now, not when this began
+            await training.later_epochs()
+            evaluation = await training.complete()
+            self.finished = Finished(steps=training.trainer.steps, loss=training.progress.mean)
+            await self._save(ended=time.time(), evaluation=evaluation)
+            self.observer.finish(self.finished)  # whoever is attached now, not when this began
             self.on_finished()
 
-    async def _apply(self, batch: Batch) -> None:
-        if batch.heldout:
-            self._progress = self._progress.after(batch.seq, 1, 0, None)
-        else:
-            await self._step([batch], batch.seq, 1, 0)
-        self.applied = batch.seq
-
-    async def _step(self, parts: Sequence[Batch], applied: int, epoch: int, index: int) -> None:
-        trainer = self._trainer()
-
-        def work() -> tuple[float | None, int, int]:
-            start = time.monotonic_ns()
-            loss = trainer.step(*parts)
-            # Weights and progress change together, in one thread: a checkpoint sees both or neither.
-            self._progress = self._progress.after(applied, epoch, index, loss)
-            return loss, start // 1000, (time.monotonic_ns() - start) // 1000
-
-        loss, start, duration = await self.workers.train(work)
-        self._busy += duration / 1e6
-        self.add_span((SPAN_TRAIN, applied, start, duration))
-        if loss is not None:
-            self._losses.append(loss)
-        elif trainer.skipped >= MAX_SKIPPED:
-            raise ConfigError("loss", f"not finite {MAX_SKIPPED} times in a row", "a smaller optimizer.lr")
-        else:
-            logger.warning("! session %s: the loss of a batch is not finite; skipped", self.id.hex())
-        self._report()
-        if time.monotonic() - self._saved > CHECKPOINT_INTERVAL:
-            await self.checkpoint()
-
-    async def _replay(self) -> None:
-        replay = Replay(self.spec, self.log)
-        index = self._progress.index  # 0 unless a later epoch was under way
-        for epoch in range(max(2, self._progress.epoch), self.spec.epochs + 1):
-            for number in range(index, len(replay)):
-                parts = await self.workers.write(replay.batch, epoch, number)
-                await self._step(parts, self.applied, epoch, number + 1)
-            index = 0
-
-    async def _complete(self) -> Finished:
-        trainer = self._trainer()
-        self._report(last=True)
-        await self.checkpoint()
-        self.finished = Finished(steps=trainer.steps, loss=self._progress.mean)
-        await self._save(ended=time.time())
-        return self.finished
-
-    def _trainer(self) -> Trainer:
-        if self.trainer is None:
+    def _loaded(self) -> Training:
+        if self.training is None:
             raise ConfigError("session", "not started", "its blobs first")
-        return self.trainer
-
-    def _report(self, *, last: bool = False) -> None:
-        now = time.monotonic()
-        if not last and now - self._reported < METRICS_INTERVAL:
-            return
-        self._reported = now
-        trainer = self._trainer()
-        losses, self._losses = self._losses, []
-        spans, self._spans = self._spans, []
-        self.observer.report(
-            Metrics(
-                step=trainer.steps,
-                epoch=self._progress.epoch,
-                loss=sum(losses) / len(losses) if losses else None,
-                lr=trainer.lr,
-                queue=self.waiting,
-                busy=self._busy,
-                spans=tuple(spans),
-            )
-        )
+        return self.training
 
     async def _save(self, **changes: Any) -> None:
         # Before the first wait: whoever saves later has these changes, too.

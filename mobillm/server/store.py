@@ -110,6 +110,18 @@ class SessionStore:
         except OSError:
             return 0
 
+    def delete_log(self) -> None:
+        """Delete the activation log; what was read from it stays valid.
+
+        Raises:
+            StorageError: the disk is broken.
+
+        """
+        try:
+            (self.directory / LOG).unlink(missing_ok=True)
+        except OSError as exc:
+            raise StorageError(f"{self.directory / LOG} cannot be deleted: {exc.strerror}") from exc
+
     def save_checkpoint(self, steps: int, data: bytes) -> None:
         """Store a checkpoint and delete all but the newest ones.
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from .session import Session
 
-__all__ = ["state_of", "summarise"]
+__all__ = ["STATES", "state_of", "summarise"]
+
+STATES = ("receiving", "training", "finished", "cancelled", "failed")
 
 
 def state_of(session: Session) -> str:

@@ -122,6 +122,7 @@ class Trainer:
             if params
         ]
         self._optimizer = torch.optim.AdamW(groups, lr=spec.optimizer.lr)
+        self._best: dict[str, Tensor] = {}  # weights of the best epoch so far, for early stopping
         self._average: dict[str, Tensor] = {}
         if spec.optimizer.ema:
             self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
@@ -212,6 +213,18 @@ class Trainer:
             for name, value in values.items():
                 self._parameters[name].copy_(value)
 
+    def keep_best(self) -> None:
+        """Remember the weights that would be pulled now as the best ones so far."""
+        values = self._average or self._parameters
+        self._best = {name: value.detach().clone() for name, value in values.items()}
+
+    def use_best(self) -> None:
+        """Go back to the weights that :meth:`keep_best` has remembered; nothing is changed without any."""
+        self._load_parameters(self._best)
+        for name, average in self._average.items():
+            average.copy_(self._best.get(name, average))
+        self._best = {}
+
     def weights(self) -> bytes:
         """Return the weights to be pulled (the averaged ones, if the spec asks for them)."""
         values = self._average or self._parameters
@@ -230,6 +243,8 @@ class Trainer:
             tensors[f"weight.{name}"] = parameter.detach()
             if name in self._average:
                 tensors[f"average.{name}"] = self._average[name]
+            if name in self._best:
+                tensors[f"best.{name}"] = self._best[name]
             state = self._optimizer.state.get(parameter)
             if state:
                 tensors[f"first.{name}"] = state["exp_avg"]
@@ -254,6 +269,8 @@ class Trainer:
                 raise ValueError(f"its format is {state['format']!r}, not {FORMAT!r}")
             for name, parameter in self._parameters.items():
                 self._load_one(name, parameter, tensors)
+            best = (name for name in self._parameters if f"best.{name}" in tensors)
+            self._best = {name: tensors[f"best.{name}"].to(self.device) for name in best}
         except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as exc:
             raise StorageError(f"the checkpoint does not fit its session ({exc})") from exc
         self.steps = state["steps"]

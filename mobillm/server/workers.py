@@ -7,6 +7,8 @@ import concurrent.futures
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from .turns import Turns
+
 __all__ = ["Workers"]
 
 P = ParamSpec("P")
@@ -16,36 +18,38 @@ R = TypeVar("R")
 class Workers:
     """Two owned threads.
 
-    Each session has at most one piece of training and one of writing under way, so the queues are
-    bounded by the number of sessions, and first come, first served is a fair turn.
+    Each session has at most a few pieces of work under way, so the queues are bounded by the number of
+    sessions. Training time is shared fairly among sessions; files are served as they come.
     """
 
     def __init__(self) -> None:
-        self._trainer = concurrent.futures.ThreadPoolExecutor(1, "mobillm-train")
+        self._trainer = Turns("mobillm-train")
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "mobillm-write")
 
-    async def train(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run torch work in the training thread.
+    async def train(self, owner: str, work: Callable[[], R]) -> R:
+        """Run torch work in the training thread when it is the owner's turn.
 
-        Cancelling waits for work that has begun: nothing is left half done.
+        Args:
+            owner: whose share of the thread's time it takes, a session's name.
+            work: what to run; cancelling waits for it once it has begun: nothing is left half done.
+
         """
-        return await _run(self._trainer, lambda: work(*args, **kwargs))
+        return await _finished(self._trainer.submit(owner, work))
 
     async def write(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run file work in the writing thread.
 
         Cancelling waits for work that has begun: nothing is left half done.
         """
-        return await _run(self._writer, lambda: work(*args, **kwargs))
+        return await _finished(self._writer.submit(work, *args, **kwargs))
 
     def close(self) -> None:
         """Wait for what has begun and end both threads."""
-        self._trainer.shutdown()
+        self._trainer.close()
         self._writer.shutdown()
 
 
-async def _run(executor: concurrent.futures.Executor, work: Callable[[], R]) -> R:
-    job = executor.submit(work)
+async def _finished(job: concurrent.futures.Future[R]) -> R:
     future = asyncio.wrap_future(job)
     try:
         return await asyncio.shield(future)

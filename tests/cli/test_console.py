@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 
@@ -33,3 +34,21 @@ def test_logging(debug: bool, verbose: bool, count: int, capsys: pytest.CaptureF
     say("notice")
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", count + 1)
+
+
+def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each record is one object; a session that it names is a field; a traceback stays on its line."""
+    configure_logging(debug=False, verbose=True, as_json=True)
+    logger = logging.getLogger("mobillm.test")
+    logger.info('= session %s opened,\nby "é"', "0f" * 16)
+    try:
+        raise ValueError("why")
+    except ValueError:
+        logger.exception("failed")
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert first["session"] == "0f" * 16
+    assert first["message"].endswith('opened,\nby "é"')
+    assert (first["level"], first["logger"]) == ("info", "mobillm.test")
+    assert datetime.datetime.fromisoformat(first["time"]).utcoffset() == datetime.timedelta(0)
+    assert "session" not in second
+    assert "ValueError: why" in second["traceback"]

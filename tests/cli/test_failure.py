@@ -70,6 +70,7 @@ def test_lines(error: BaseException, parts: list[str]) -> None:
 def test_missing_package() -> None:
     """Only packages of the extra are explained; another import error is a defect."""
     assert "pip install 'mobillm[torch]'" in str(missing_package(ImportError(name="rich.live")))
+    assert "pip install 'mobillm[ops]'" in str(missing_package(ImportError(name="prometheus_client")))
     assert missing_package(ImportError(name="mobillm.nn.gone")) is None
     assert missing_package(ImportError()) is None
 

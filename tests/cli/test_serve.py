@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,32 @@ def test_prints_one_line_and_stops_on_sigint(tmp_path: Path) -> None:
     assert f"made the token file {tmp_path / 'd' / 'token'}" in err
     assert (tmp_path / "d" / "token").stat().st_mode & 0o777 == 0o600
     assert "Traceback" not in err
+
+
+def test_configured_by_a_file(tmp_path: Path) -> None:
+    """Metrics, health and a log in JSON, all from a file; an unfinished start leaves no line that is none."""
+    config = tmp_path / "server.toml"
+    config.write_text(
+        f'listen = "127.0.0.1:0"\ndata-dir = "{tmp_path / "d"}"\nmetrics = "127.0.0.1:0"\nlog = "json"\n'
+        f'threads = 1\ntensorboard = "{tmp_path / "curves"}"\n'
+    )
+    with start("serve", "--config", str(config), "--device", "cpu") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("listening on mobillm://127.0.0.1:")
+        lines: list[str] = []
+        while "metrics at" not in "".join(lines):
+            lines.append(process.stderr.readline())
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/metrics", lines[-1])
+        assert found is not None
+        for path, expected in (("metrics", "mobillm_sessions_attached 0.0"), ("healthz", "ok")):
+            with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/{path}", timeout=5) as answer:
+                assert expected in answer.read().decode()
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, ""), err
+    messages = [json.loads(line)["message"] for line in [*lines, *err.splitlines()]]
+    assert messages[-2:] == ["stopping; again to stop at once", "stopped"]
 
 
 def test_address_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

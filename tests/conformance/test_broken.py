@@ -39,7 +39,7 @@ from mobillm.protocol import (
     stream,
     transfer,
 )
-from mobillm.server import attachment, batch, gateway, session
+from mobillm.server import attachment, batch, gateway, training
 from mobillm.transport import Connection
 from tests.conformance.running import client_results, running, server_results
 
@@ -186,12 +186,12 @@ def _keeps_older_attachments(patch: Patch) -> None:
 
 
 def _trains_held_out(patch: Patch) -> None:
-    original = session.Session._apply
+    original = training.Training.first_epoch
 
-    async def apply(self: session.Session, item: batch.Batch) -> None:
-        await original(self, dataclasses.replace(item, heldout=False))
+    async def first_epoch(self: training.Training, item: batch.Batch, queue: int) -> None:
+        await original(self, dataclasses.replace(item, heldout=False), queue)
 
-    patch.setattr(session.Session, "_apply", apply)
+    patch.setattr(training.Training, "first_epoch", first_epoch)
 
 
 def _names_unknown_capabilities(patch: Patch) -> None:

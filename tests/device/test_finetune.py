@@ -227,6 +227,7 @@ FIELDS = {
     FrameType.PULL: set(),
     FrameType.PING: {"data"},
     FrameType.PONG: {"data", "time"},
+    FrameType.DETACH: set(),
     FrameType.BYE: set(),
 }
 SPEC_FIELDS = {
@@ -237,6 +238,7 @@ SPEC_FIELDS = {
     "optimizer": {"lr", "weight_decay", "schedule", "warmup", "clip", "ema"},
     "codec": {"format", "block", "equalize", "bits"},
     "epochs": None,
+    "early_stopping": None,
     "batches": None,
     "seed": None,
     "head": None,

@@ -147,8 +147,8 @@ def dying(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 files.os.replace = dying
-import mobillm.server.session as session
-session.CHECKPOINT_INTERVAL = 0.0
+import mobillm.server.training as training
+training.CHECKPOINT_INTERVAL = 0.0
 """
 
 

@@ -37,10 +37,12 @@ from mobillm.protocol import (
 from mobillm.server.attachment import Attachment
 from mobillm.server.batch import Batch
 from mobillm.server.blobs import BlobStore
+from mobillm.server.memory import Memory
 from mobillm.server.quota import Quota
 from mobillm.server.registry import Registry
 from mobillm.server.session import Session
 from mobillm.server.trainer import Trainer
+from mobillm.server.training import Training
 from mobillm.server.workers import Workers
 from mobillm.spec import SessionSpec
 from mobillm.transport import Connection, Server
@@ -157,7 +159,7 @@ def test_nothing_of_an_ended_attachment_counts(
         session = Session(new_store(tmp_path, spec()), workers, "cpu")
         connection = types.SimpleNamespace(is_open=False)
         blobs, quota = BlobStore(tmp_path / "blobs", registry), Quota(Limits(), ())
-        attachment = Attachment(session, cast(Any, connection), 1, blobs, Limits(), quota)
+        attachment = Attachment(session, cast(Any, connection), 1, blobs, Limits(), quota, Memory(1 << 30, 1))
         attachment.fail(ErrorCode.SESSION_TAKEN_OVER, "elsewhere")
         batch = packed(spec(), 1)
         for number, header in batch.headers.items():
@@ -263,12 +265,12 @@ def test_credit_bounds_what_the_server_holds(
     big = packed(spec(), 1, samples=100)
     gate = asyncio.Event()
 
-    async def blocked(self: Session, batch: Batch) -> None:
+    async def blocked(self: Training, batch: Batch, queue: int) -> None:
         await gate.wait()
-        await original(self, batch)
+        await original(self, batch, queue)
 
-    original = Session._apply
-    monkeypatch.setattr(Session, "_apply", blocked)
+    original = Training.first_epoch
+    monkeypatch.setattr(Training, "first_epoch", blocked)
 
     async def fill(near: Wire, first: int) -> int:
         sent = first - 1

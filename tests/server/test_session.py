@@ -17,8 +17,9 @@ from mobillm.protocol import Finished, Metrics
 from mobillm.server.batch import Batch
 from mobillm.server.log import ActivationLog
 from mobillm.server.observer import Observer
-from mobillm.server.session import MAX_SKIPPED, Session
+from mobillm.server.session import Session
 from mobillm.server.trainer import Trainer
+from mobillm.server.training import MAX_SKIPPED
 from mobillm.server.workers import Workers
 from mobillm.spec import CodecSpec, SessionSpec
 from tests.conftest import Run
@@ -193,7 +194,7 @@ def test_checkpoints_are_written_now_and_then(
     run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training that lasts is saved while it goes on."""
-    monkeypatch.setattr("mobillm.server.session.CHECKPOINT_INTERVAL", 0.0)
+    monkeypatch.setattr("mobillm.server.training.CHECKPOINT_INTERVAL", 0.0)
 
     async def main() -> None:
         workers = Workers()

@@ -17,9 +17,12 @@ def test_results_and_errors_come_back(run: Run) -> None:
 
     async def main() -> None:
         workers = Workers()
-        assert await workers.train(pow, 2, 10) == 1024
-        names = [await workers.train(threading.current_thread), await workers.write(threading.current_thread)]
-        assert [thread.name for thread in names] == ["mobillm-train_0", "mobillm-write_0"]
+        assert await workers.train("a", lambda: pow(2, 10)) == 1024
+        names = [
+            await workers.train("a", threading.current_thread),
+            await workers.write(threading.current_thread),
+        ]
+        assert [thread.name for thread in names] == ["mobillm-train", "mobillm-write_0"]
         with pytest.raises(ZeroDivisionError):
             await workers.write(lambda: 1 // 0)
         workers.close()
@@ -41,8 +44,8 @@ def test_cancellation_waits_for_work_that_has_begun(run: Run) -> None:
     async def main() -> None:
         workers = Workers()
         loop = asyncio.get_running_loop()
-        running = loop.create_task(workers.train(slow))
-        waiting = loop.create_task(workers.train(done.append, "waiting"))
+        running = loop.create_task(workers.train("a", slow))
+        waiting = loop.create_task(workers.train("a", lambda: done.append("waiting")))
         await asyncio.to_thread(begun.wait)
         waiting.cancel()
         running.cancel()

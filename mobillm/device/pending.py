@@ -1,0 +1,81 @@
+"""What a device remembers of a session whose result it has not fetched yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Self
+
+from ..errors import DataError, ModelError
+from ..nn.cache import installed
+from ..nn.saved import SideConfig
+
+__all__ = ["PENDING_FILE", "Pending"]
+
+PENDING_FILE = "pending.json"
+_ID_BYTES = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A session that has all its batches on the server's disk; the file never leaves the device.
+
+    Attributes:
+        session: its 16 bytes.
+        config: what will be saved beside the weights.
+        heldout: whether some of its batches are held out, so that the result can be evaluated.
+
+    """
+
+    session: bytes
+    config: SideConfig
+    heldout: bool
+
+    @classmethod
+    def load(cls, directory: pathlib.Path) -> Self:
+        """Read the file that :meth:`save` has left in a directory.
+
+        Raises:
+            DataError: there is none, or it cannot be read.
+
+        """
+        path = directory / PENDING_FILE
+        try:
+            content = json.loads(path.read_bytes())
+            session = bytes.fromhex(content["session"])
+            if len(session) != _ID_BYTES or type(content["heldout"]) is not bool:
+                raise ValueError("its session or its part that is held out is none")
+            config = SideConfig.from_json(json.dumps(content["config"]), str(path))
+            return cls(session=session, config=config, heldout=content["heldout"])
+        except FileNotFoundError:
+            raise DataError(
+                f"{directory} waits for no result (no {PENDING_FILE}); give the --out of the run that was "
+                "detached, or run 'mobillm finetune --detach' first"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, ModelError) as exc:
+            raise DataError(f"{path} cannot be read ({exc}); run 'mobillm finetune' again") from exc
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Write the file; it is whole or absent.
+
+        Raises:
+            DataError: it cannot be written.
+
+        """
+        content = {
+            "session": self.session.hex(),
+            "heldout": self.heldout,
+            "config": json.loads(self.config.to_json()),
+        }
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with installed(directory / PENDING_FILE) as file:
+                file.write_text(json.dumps(content, indent=1) + "\n")
+        except OSError as exc:
+            raise DataError(f"{directory} cannot be written: {exc.strerror}; choose another --out") from exc
+
+    @staticmethod
+    def clear(directory: pathlib.Path) -> None:
+        """Forget the session."""
+        (directory / PENDING_FILE).unlink(missing_ok=True)

@@ -1,0 +1,54 @@
+"""What a device remembers of a result that it has not fetched."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+
+from mobillm.device.pending import PENDING_FILE, Pending
+from mobillm.errors import DataError
+from mobillm.nn.saved import SideConfig
+from tests.sessions import spec
+
+PENDING = Pending(
+    session=bytes(range(16)),
+    config=SideConfig(spec=spec(epochs=4), max_length=32, labels=("bad", "göod")),
+    heldout=True,
+)
+
+
+def test_round_trip(tmp_path: pathlib.Path) -> None:
+    """All that saving the result needs comes back; without the file the error says what to do."""
+    place = tmp_path / "new" / "out"
+    PENDING.save(place)
+    assert Pending.load(place) == PENDING
+    Pending.clear(place)
+    Pending.clear(place)
+    with pytest.raises(DataError, match="run 'mobillm finetune --detach' first"):
+        Pending.load(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("session", "00"), ("session", 5), ("heldout", 1), ("config", None), ("config", {"format": 1})],
+)
+def test_damaged(tmp_path: pathlib.Path, name: str, value: object) -> None:
+    """A field that cannot be right is refused with the file's name."""
+    PENDING.save(tmp_path)
+    path = tmp_path / PENDING_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(DataError, match=rf"{PENDING_FILE} cannot be read"):
+        Pending.load(tmp_path)
+    for content in ("", "[]", "[" * 100_000):
+        path.write_text(content)
+        with pytest.raises(DataError, match=rf"{PENDING_FILE} cannot be read"):
+            Pending.load(tmp_path)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
+    """The error names the directory."""
+    (tmp_path / "out").write_text("")
+    with pytest.raises(DataError, match="choose another --out"):
+        PENDING.save(tmp_path / "out")

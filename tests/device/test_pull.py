@@ -1,0 +1,153 @@
+"""A device that leaves after the first pass and fetches the result later."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from mobillm.device.finetune import finetune
+from mobillm.device.pending import PENDING_FILE, Pending
+from mobillm.device.progress import Progress, Report
+from mobillm.device.pull import Pulled, pull_async
+from mobillm.errors import ConfigError, DataError, RemoteError
+from mobillm.nn.backbone import Backbone
+from mobillm.nn.saved import WEIGHTS_FILE
+from mobillm.server.trainer import Trainer
+from tests.conftest import Run
+from tests.device.test_finetune import OPTIMIZER, SIDE, examples
+from tests.nn.tiny import tiny_model, tiny_tokenizer
+from tests.processes import TOKEN, server_process
+
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    """Return a tiny decoder."""
+    return Backbone.from_model(tiny_model("llama"), tiny_tokenizer(), name="tiny", taps=[1, 3])
+
+
+def run(backbone: Backbone, server: str, output: pathlib.Path | None, **options: Any) -> Report:
+    """Fine-tune on 40 examples, 8 of them held out, in batches of 8."""
+    settings: dict[str, Any] = {"epochs": EPOCHS, "heldout": examples(8, seed=1)} | options
+    return finetune(
+        backbone,
+        examples(32),
+        server=server,
+        token=TOKEN,
+        labels=["low", "high"],
+        side=dataclasses.replace(SIDE, dropout=0.1),
+        optimizer=OPTIMIZER,
+        batch_size=8,
+        output=output,
+        **settings,
+    )
+
+
+def pull(output: pathlib.Path, server: str, **options: Any) -> Pulled:
+    """Fetch the result of a detached run."""
+    return asyncio.run(pull_async(output, server=server, token=TOKEN, **options))
+
+
+def test_killed_after_the_first_pass(backbone: Backbone, tmp_path: pathlib.Path) -> None:
+    """The server finishes alone, a restart between; the weights are those of the run that stayed.
+
+
+    The device computes one forward for each sample, whatever the number of epochs.
+    """
+    computed = 0
+
+    def count(module: object, args: object, kwargs: dict[str, Any]) -> None:
+        nonlocal computed
+        computed += kwargs["hidden_states"].shape[0] if "hidden_states" in kwargs else args[0].shape[0]  # type: ignore[index]
+
+    handle = backbone._parts.layers[0].register_forward_pre_hook(count, with_kwargs=True)
+    forwards = {}
+    try:
+        with server_process(tmp_path / "server") as server:
+            stayed = run(backbone, server, tmp_path / "stayed")
+            forwards["stayed"], computed = computed, 0
+            run(backbone, server, tmp_path / "once", epochs=1)
+            forwards["once"], computed = computed, 0
+        with server_process(tmp_path / "server", kill=True) as server:
+            left = run(backbone, server, tmp_path / "left", detach=True)
+            forwards["left"] = computed
+            assert not (tmp_path / "left" / WEIGHTS_FILE).exists()
+    finally:
+        handle.remove()
+    assert (left.detached, left.loss, left.output) == (True, None, None)
+    assert forwards == {"stayed": 40, "once": 40, "left": 40}
+    seen: list[Progress] = []
+    with server_process(tmp_path / "server") as server:
+        pulled = pull(tmp_path / "left", server, on_progress=seen.append)
+        with pytest.raises(DataError, match="waits for no result"):
+            pull(tmp_path / "left", server)
+    assert (pulled.session, pulled.steps) == (left.session, 4 * EPOCHS)
+    assert (pulled.loss, pulled.evaluation) == (stayed.loss, stayed.evaluation)
+    weights = [(tmp_path / name / WEIGHTS_FILE).read_bytes() for name in ("stayed", "left")]
+    assert weights[0] == weights[1]
+    for name in (PENDING_FILE, "session.json"):
+        assert not (tmp_path / "left" / name).exists()
+
+
+def test_a_session_that_is_gone(backbone: Backbone, tmp_path: pathlib.Path) -> None:
+    """A server without the session refuses; what the device remembers stays."""
+    with server_process(tmp_path / "one") as server:
+        run(backbone, server, tmp_path / "out", detach=True)
+    with server_process(tmp_path / "two") as server, pytest.raises(RemoteError, match="no such session"):
+        pull(tmp_path / "out", server)
+    assert Pending.load(tmp_path / "out")
+
+
+def test_options_that_do_not_fit(backbone: Backbone, tmp_path: pathlib.Path) -> None:
+    """Detaching needs a place for the result's description; early stopping needs held-out examples."""
+    with pytest.raises(ConfigError, match="output is None; expected a directory"):
+        run(backbone, "127.0.0.1:1", None, detach=True)
+    with pytest.raises(ConfigError, match="early_stopping is 2; expected 0, or held-out"):
+        run(backbone, "127.0.0.1:1", None, early_stopping=2, heldout=())
+
+
+def test_waits_for_training(
+    run_once: Run, backbone: Backbone, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull that comes before the end waits, and shows how far training is."""
+    step = Trainer.step
+
+    def slow(self: Trainer, *args: Any) -> Any:
+        time.sleep(0.05)
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "step", slow)
+    from tests.sessions import TOKEN as token
+    from tests.sessions import serving
+
+    seen: list[Progress] = []
+
+    async def main() -> None:
+        async with serving(tmp_path / "server") as server:
+            where = str(server.address)
+            options: dict[str, Any] = {"side": SIDE, "batch_size": 8, "epochs": 3, "detach": True}
+            await asyncio.to_thread(
+                finetune, backbone, examples(32), server=where, token=token, output=tmp_path, **options
+            )
+            pulled = await pull_async(tmp_path, server=where, token=token, on_progress=seen.append)
+            assert (pulled.steps, pulled.evaluation) == (12, None)
+
+    run_once(main())
+    assert [progress.stage for progress in seen] == ["train"] * len(seen)
+    assert seen[-1].total_steps == 12
+    assert any(0 < progress.step < 12 for progress in seen)
+
+
+def test_without_torch() -> None:
+    """Whoever fetches a result needs no torch."""
+    script = "import sys; sys.modules['torch'] = None; import mobillm.device.pull"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

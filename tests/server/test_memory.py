@@ -1,0 +1,84 @@
+"""The budget that sessions share."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobillm.errors import ErrorCode, RemoteError
+from mobillm.options import Limits
+from mobillm.server.memory import Memory
+from tests.conftest import Run
+from tests.sessions import device, serving, spec, submit
+
+A, B, C = b"a", b"b", b"c"
+
+
+def test_grants() -> None:
+    """A part of what is free up to the window; never less than a frame at first, nor than was given."""
+    memory = Memory(limit=100, least=10)
+    assert memory.grant(A, held=0, owed=0, window=60) == 12
+    assert memory.grant(B, held=0, owed=0, window=11) == 11
+    assert memory.grant(C, held=0, owed=0, window=60) == 10  # less would be its part
+    assert memory.total == 33
+    assert memory.grant(A, held=6, owed=6, window=60) == 9
+    assert memory.grant(A, held=6, owed=40, window=60) == 40  # what was given stays
+    assert memory.total == 46 + 21
+    assert memory.grant(A, held=15, owed=0, window=20) == 5
+    assert memory.grant(A, held=30, owed=0, window=20) == 0
+    assert memory.has_room
+    memory.leave(B, held=50)
+    assert memory.total == 90
+    assert memory.has_room
+    assert memory.grant(B, held=51, owed=0, window=60) == 1
+    assert not memory.has_room
+    for session in (A, B, C):
+        memory.leave(session, 0)
+    assert memory.total == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from([A, B, C]), st.integers(0, 120), st.booleans()), max_size=40))
+def test_the_sum_is_bounded(events: list[tuple[bytes, int, bool]]) -> None:
+    """Whatever sessions do, the claims stay below the limit; nothing is lost."""
+    memory = Memory(limit=100, least=10)
+    owed: dict[bytes, int] = {}
+    held: dict[bytes, int] = {}
+    for session, size, leaves in events:
+        if leaves:
+            owed.pop(session, None)
+            held[session] = 0
+            memory.leave(session, 0)
+            continue
+        if session not in owed and not memory.has_room:
+            continue
+        used = min(size, owed.get(session, 0))  # some of the credit arrives, all that was held is trained
+        owed[session] = owed.get(session, 0) - used
+        held[session] = used
+        room = memory.grant(session, used, owed[session], window=60)
+        assert room >= owed[session]
+        owed[session] = room
+        assert memory.total >= sum(owed.values()) + sum(held[one] for one in owed)
+        assert memory.total <= 100
+
+
+def test_sessions_get_on_with_little_memory(run: Run, tmp_path: pathlib.Path) -> None:
+    """[L-21] Four sessions with room for four frames all end; a fifth one is told when to come again."""
+    limits = Limits(frame=16 * 1024, chunk=8 * 1024, memory=4 * (16 * 1024 + 32))
+
+    async def main() -> None:
+        async with serving(tmp_path, limits=limits) as server, device(server) as client:
+            sessions = [await client.open(spec()) for _ in range(4)]
+            with pytest.raises(RemoteError) as info:
+                await client.open(spec())
+            assert (info.value.code, info.value.retry_after) == (ErrorCode.SERVER_BUSY, 1.0)
+            await asyncio.gather(*(submit(session, 1, 20) for session in sessions))
+            for session in sessions:
+                await session.wait_applied(20)
+            await sessions[0].detach()
+            await client.open(spec())
+
+    run(main())

@@ -352,33 +352,26 @@ class Session:
             return self._pulled
 
     async def detach(self) -> bool:
-        """Leave the session; it lives on at the server. Bounded by ``timeouts.request``.
+        """Leave the session, which lives on; return whether the server was there to answer.
 
-        The server acts on messages in order: when this returns, a FINISH sent before is on its disk, and it
-        knows that weights of a finished session that were pulled before have arrived.
-
-        Returns:
-            whether the server has answered; it could not if the connection was gone before.
+        The server acts in order: an answer says that a FINISH sent before is on its disk, and lets it know
+        that weights of a finished session that were pulled before have arrived.
 
         Raises:
-            RemoteError: the server ended the session before it was left.
-            ConnectionClosed: the connection was lost before the server knew.
-            TimeoutError: no answer within ``timeouts.request``.
+            RemoteError, ConnectionClosed, TimeoutError: there was no answer within ``timeouts.request``.
 
         """
         before = self._failed
         self.leave()
         try:
             async with asyncio.timeout(self.connection.timeouts.request):
-                while not self._detached:
-                    if self._failed is not before:
-                        raise self._failure()
-                    if not self.connection.is_open:
-                        return False
+                while not self._detached and self.connection.is_open and self._failed is before:
                     await self._changed()
         except TimeoutError:
             raise TimeoutError("the server did not answer DETACH in time") from None
-        return True
+        if not self._detached and self._failed is not before:
+            raise self._failure()
+        return self._detached
 
     # The inside, driven by the client's reader.
 

@@ -81,7 +81,7 @@ async def _trained(folder: pathlib.Path, cut: int | None, what: Any = STOPPING) 
 
 
 def test_early_stopping(run_once: Run, tmp_path: pathlib.Path, judged: list[int]) -> None:
-    """[O-39] Two epochs without a lower held-out loss end training; the weights are the best epoch's."""
+    """[O-41] Two epochs without a lower held-out loss end training; the weights are the best epoch's."""
 
     async def main() -> None:
         steps, weights, second = await _trained(tmp_path, None)

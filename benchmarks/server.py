@@ -9,7 +9,8 @@ Keys: ``aggregate_samples_per_s`` (64 sessions), ``fairness`` (progress of the s
 the fastest one, when the first one has ended), ``peak_rss_bytes`` of the server and ``rss_budget_bytes``,
 ``p99_ack_seconds`` (from COMMIT to durable), ``growth.<n>.*`` the same for each number of sessions, and of
 the log ``log_append_ratio`` (durable appends against plain writes with fdatasync of the same bytes, in turn)
-and ``log_read_ratio`` (reading all batches against a plain read of the same file).
+and ``log_read_ratio`` (reading all batches against plain reads of the same sizes); ``grouped_speedup`` is that
+of this shape (``benchmarks.grouped``).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ import matplotlib.pyplot as plt
 import torch
 from rich.console import Console
 
+from benchmarks import grouped
 from benchmarks.harness import write_json
 from mobillm.codec import PackedTensor
 from mobillm.device.client import connect
@@ -54,12 +56,12 @@ from mobillm.spec import OptimizerSpec, SessionSpec, SideSpec
 
 TOKEN = "benchmark"
 SIZES = (1, 4, 16, 64)
-SAMPLES = 8  # of a batch
+SAMPLES = 4  # of a batch
 DISTINCT = 8  # batches that were really computed; sessions send them in turn
 STEPS = 640  # of all sessions together
-WINDOW = 1 << 20  # bytes of credit for each session
+WINDOW = 2 << 20  # bytes of credit for each session
 FRAME = 256 << 10
-MEMORY = 32 << 20  # bytes of credit for all sessions
+MEMORY = 128 << 20  # bytes of credit for all sessions
 BASE = 512 << 20  # resident bytes that torch and the program may take
 PER_SESSION = 16 << 20  # weights, moments, averages, one step's memory
 REPEATS = 7
@@ -204,13 +206,10 @@ def _write_plain(path: pathlib.Path, groups: Sequence[bytes]) -> None:
     os.close(file)
 
 
-def _read_plain(path: pathlib.Path) -> int:
-    total = 0
-    buffer = bytearray(MIB)
+def _read_plain(path: pathlib.Path, sizes: Sequence[int]) -> int:
+    """Read the same bytes into objects of the same sizes, one after the other."""
     with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            total += count
-    return total
+        return sum(len(file.read(size)) for size in sizes)
 
 
 def _read_log(log: ActivationLog) -> int:
@@ -245,7 +244,8 @@ def measure_log(batches: Sequence[Tensors]) -> dict[str, float]:
             writes["plain"].append(timed(functools.partial(_write_plain, plain, parts)))
             log = ActivationLog(path)
             reads["log"].append(timed(functools.partial(_read_log, log)))
-            reads["plain"].append(timed(functools.partial(_read_plain, plain)))
+            pieces = [len(part) for entry in log.entries for part in log.read(entry).payloads.values()]
+            reads["plain"].append(timed(functools.partial(_read_plain, plain, pieces)))
             log.close()
     middle = {
         f"{kind}_{who}": statistics.median(values)
@@ -307,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "p99_ack_seconds": last["p99_ack_seconds"],
         "batch_bytes": sum(packed.header.size for packed in batches[0].values()),
         "growth": growth,
+        "grouped_speedup": grouped.measure(SAMPLES, spec.side.width, len(spec.model.taps))["grouped_speedup"],
         **measure_log(batches),
     }
     Console().print_json(data=figures)

@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -282,7 +283,7 @@ def slope(rows: Sequence[dict[str, float]], key: str) -> dict[str, float]:
     """Fit a line with a level for each life; return slope per minute, its standard error, and the mean."""
     life = np.array([row["life"] for row in rows])
     x = np.array([row["time"] / 60 for row in rows])
-    y = np.array([row[key] for row in rows])
+    y = np.array([float(row[key]) for row in rows])
     mean = float(y.mean())
     for one in set(life):
         x[life == one] -= x[life == one].mean()
@@ -301,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, metavar="F")
     args = parser.parse_args(argv)
+    logging.getLogger("mobillm").setLevel(logging.ERROR)  # losses are what this is about
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -9,8 +9,8 @@ Keys: ``aggregate_samples_per_s`` (64 sessions), ``fairness`` (progress of the s
 the fastest one, when the first one has ended), ``peak_rss_bytes`` of the server and ``rss_budget_bytes``,
 ``p99_ack_seconds`` (from COMMIT to durable), ``growth.<n>.*`` the same for each number of sessions, and of
 the log ``log_append_ratio`` (durable appends against plain writes with fdatasync of the same bytes, in turn)
-and ``log_read_ratio`` (reading all batches against plain reads of the same sizes); ``grouped_speedup`` is that
-of this shape (``benchmarks.grouped``).
+and ``log_read_ratio`` (reading all batches against plain reads of the same sizes); ``grouped_speedup`` is
+that of this shape (``benchmarks.grouped``).
 """
 
 from __future__ import annotations

@@ -332,7 +332,7 @@ class Gateway:
             own = session is not None and session.tenant == tenant and not session.record.cancelled
             return session if own else None
         spec = SessionSpec.from_map(message.spec)
-        await self.workers.train(check_size, spec, self.limits.parameters)
+        await self.workers.train(tenant, lambda: check_size(spec, self.limits.parameters))
         record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=spec)
         store = await self.workers.write(SessionStore.create, self._directory, self._registry, record)
         session = Session(store, self.workers, self.device, self._meter, self._pace)

@@ -91,12 +91,12 @@ def run_server(pipe: Connection, directory: pathlib.Path) -> None:
     signal.signal(signal.SIGUSR2, lambda *_: going.set())
     train = Workers.train
 
-    async def stalled(workers: Workers, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def stalled(workers: Workers, owner: str, work: Callable[[], Any]) -> Any:
         def after() -> Any:
             going.wait()
-            return work(*args, **kwargs)
+            return work()
 
-        return await train(workers, after)
+        return await train(workers, owner, after)
 
     async def main() -> None:
         torch.set_num_threads(1)

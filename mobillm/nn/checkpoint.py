@@ -127,15 +127,15 @@ def _places(path: Path) -> dict[str, _Place]:
                 raise ValueError(f"its header would have {length} bytes")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        return {name: _place(path, name, entry, 8 + length, size) for name, entry in header.items()}
+        # Of other types are masks that older versions of transformers saved; now they are computed.
+        usable = {name: entry for name, entry in header.items() if entry["dtype"] in _TYPES}
+        return {name: _place(path, name, entry, 8 + length, size) for name, entry in usable.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} cannot be read as safetensors: {error}; copy or save it again") from error
 
 
 def _place(path: Path, name: str, entry: Any, base: int, size: int) -> _Place:
-    dtype, shape = _TYPES.get(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-    if dtype is None:
-        raise ValueError(f"{name} has the type {entry['dtype']}, which is none of {', '.join(_TYPES)}")
+    dtype, shape = _TYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
     start, end = (int(n) for n in entry["data_offsets"])
     if end - start != math.prod(shape) * dtype.itemsize or start < 0 or base + end > size:
         raise ValueError(f"{name} lies outside the file")

@@ -43,7 +43,7 @@ class StreamedBackbone(Backbone):
     """A backbone whose layers are read when they are needed.
 
     Everything a :class:`Backbone` can do works; what runs token by token (:meth:`extend`) reads all
-    layers for each token and is slow.
+    layers for each token and is slow. It computes on the CPU: the model cannot be moved to another device.
 
     Args:
         model, tokenizer, name, taps: as those of :class:`Backbone`.
@@ -193,13 +193,16 @@ def _layer_prefixes(model: nn.Module, parts: Parts) -> list[str]:
 
 
 def _load(model: nn.Module, names: dict[str, str], checkpoint: Checkpoint) -> None:
-    """Load what lies outside the layers."""
+    """Load what lies outside the layers, and buffers that were saved."""
     for own, parameter in list(model.named_parameters()):
         if parameter.is_meta and own in names:
             loaded = torch.empty(parameter.shape, dtype=parameter.dtype)
             checkpoint.read(names[own], loaded)
             place, _, leaf = own.rpartition(".")
             model.get_submodule(place)._parameters[leaf] = nn.Parameter(loaded, requires_grad=False)
+    for own, buffer in model.named_buffers():
+        if own in checkpoint:
+            checkpoint.read(own, buffer)
     cast(Any, model).tie_weights()
 
 

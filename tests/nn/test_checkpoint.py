@@ -40,6 +40,15 @@ def test_tensors_and_rows(tmp_path: Path) -> None:
     assert "d" not in found
 
 
+def test_masks_are_passed_over(tmp_path: Path) -> None:
+    """Tensors of types that no weight has do not make the others unreadable."""
+    found = Checkpoint(saved(tmp_path, TENSORS | {"mask": torch.ones(3, dtype=torch.bool)}))
+    assert "mask" not in found
+    target = torch.empty(6, dtype=torch.int64)
+    found.read("c", target)
+    assert torch.equal(target, TENSORS["c"])
+
+
 def test_other_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor that is wanted in another type is rounded like ``Tensor.to``, in parts of bounded size."""
     found = Checkpoint(saved(tmp_path, TENSORS))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from torch import Tensor, nn
@@ -70,6 +71,25 @@ def test_each_layer_is_read_once_for_all_batches(tmp_path: Path) -> None:
     assert store.reads == 2
     assert len(collect_all(streamed.with_taps([3]), BATCHES)) == 3
     assert store.reads == 3
+
+
+def test_of_the_embedding_only_rows_are_read(tmp_path: Path) -> None:
+    """The embedding is never loaded: a batch reads the rows of its own tokens."""
+    streamed = StreamedBackbone.from_pretrained(saved(tmp_path, "gpt2"), taps="all")
+    model: Any = streamed.model
+    assert model.get_input_embeddings().weight.is_meta
+    collect(streamed, [[5, 6, 5, 7], [6, 5]])
+    assert tuple(model.get_input_embeddings().weight.shape) == (4, 16)  # 5, 6, 7 and the padding
+
+
+def test_saved_buffers_are_read(tmp_path: Path) -> None:
+    """A buffer that is in the file comes from there."""
+    directory = saved(tmp_path, "gemma")
+    tensors = safetensors.torch.load_file(directory / "model.safetensors")
+    tensors["embed_tokens.embed_scale"] = torch.tensor(7.0)
+    safetensors.torch.save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    streamed = StreamedBackbone.from_pretrained(directory)
+    assert dict(streamed.model.named_buffers())["embed_tokens.embed_scale"] == 7.0
 
 
 def test_lm_head_and_generation(tmp_path: Path) -> None:

@@ -85,5 +85,5 @@ def decode(
         ValueError: a buffer has another size than the numbers say.
 
     """
-    table = None if fmt.is_asym or not fmt.is_block else table_of(fmt).values
+    table = table_of(fmt).values if fmt in (Format.NF4, Format.FP4, Format.F8) else None
     _extension.decode(packed, out, fmt, block, width, factors, table, len(LEVELS) - 1)

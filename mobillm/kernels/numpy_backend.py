@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 # Values handled at a time: the fp32 temporaries of a chunk stay in a core's own cache.
 _CHUNK = 1 << 18
-_INTEGERS = (np.dtype(np.int32),)
+_OCTET, _INTEGER, _FLOAT = np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.float32)
 _KINDS = {np.dtype(name): native.KINDS[name] for name in ("float32", "float16")}
 _workspace = Workspace()
 
@@ -60,7 +60,7 @@ def quantize(
 
     """
     layout = Layout.of(fmt, block, x.shape)
-    accepted = _INTEGERS if fmt is Format.I32 else _KINDS
+    accepted = (_INTEGER,) if fmt is Format.I32 else tuple(_KINDS)
     if x.dtype not in accepted:
         names = " or ".join(kind.name for kind in accepted)
         raise ConfigError(
@@ -68,7 +68,7 @@ def quantize(
         )
     if equalizer is not None:
         check_equalizer(equalizer, layout.width, fmt)
-    packed = _memory(out, (layout.size,), np.uint8)
+    packed = _memory(out, (layout.size,), _OCTET)
     inverse = None if equalizer is None else reciprocal(equalizer)
     if layout.size == 0:
         pass
@@ -117,7 +117,7 @@ def dequantize(
     octets = np.frombuffer(packed, np.uint8)
     layout.check_packed(octets.size, fmt, block, shape)
     factors = None if equalizer is None else equalizer.astype(np.float32)
-    values = _memory(out, tuple(shape), np.int32 if fmt is Format.I32 else np.float32)
+    values = _memory(out, tuple(shape), _INTEGER if fmt is Format.I32 else _FLOAT)
     if layout.size == 0:
         pass
     elif native.can(fmt):
@@ -134,7 +134,7 @@ def dequantize(
     return values
 
 
-def _memory(out: npt.NDArray[Any] | None, shape: tuple[int, ...], kind: type[Any]) -> npt.NDArray[Any]:
+def _memory(out: npt.NDArray[Any] | None, shape: tuple[int, ...], kind: np.dtype[Any]) -> npt.NDArray[Any]:
     if out is None:
         return np.empty(shape, kind)
     if (
@@ -143,7 +143,7 @@ def _memory(out: npt.NDArray[Any] | None, shape: tuple[int, ...], kind: type[Any
         or not out.flags.c_contiguous
         or not out.flags.writeable
     ):
-        raise misfit(out.size, str(out.dtype), math.prod(shape), np.dtype(kind).name)
+        raise misfit(out.size, str(out.dtype), math.prod(shape), kind.name)
     return out.reshape(shape)
 
 

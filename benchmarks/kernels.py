@@ -7,8 +7,9 @@ installed (bitsandbytes, torchao, gguf), on the first shape; the other shapes ha
 
 Plain names, and ``equalized_`` for the division by channel factors in front, are the C extension's kernels,
 which like the copy write into memory that is there. ``api.`` are the same through the public functions, with
-memory given: the Python around a kernel takes 0.05 to 0.1 ms in a cold cache. ``new.`` takes new memory for the
-result as well. ``numpy.`` and ``torch.`` are the backends that do the work where the extension was not built.
+memory given: the Python around a kernel takes 0.05 to 0.1 ms in a cold cache. ``new.`` takes new memory for
+the result as well. ``numpy.`` and ``torch.`` are the backends that do the work where the extension was not
+built.
 ``pack.<format>.vs_packbits`` compares numpy's packing alone with ``numpy.packbits``.
 
 ``--in-situ`` instead measures what packing and handing over all taps costs, as a share of the forward.

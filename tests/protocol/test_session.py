@@ -177,3 +177,18 @@ def test_golden_data_message() -> None:
         "85a674656e736f72cd03e9a66f666673657400a6666f726d617403a5626c6f636b00a573686170659102c600000008"
     )
     assert bytes(payload) == bytes.fromhex("0300000005000000")
+
+
+def test_what_can_be_equalized() -> None:
+    """[B-36] [B-39] [D-74] Taps in a block format, and their first part says so."""
+    tap = dataclasses.replace(make_data(), format=Format.ASYM4, block=32, equalizer=7)
+    assert tap.header() == TensorHeader(Format.ASYM4, 32, (2,), 7)
+    for wrong in (
+        {"tensor": 1000},
+        {"tensor": 2000},
+        {"offset": 4, "format": None, "block": None, "shape": None},
+    ):
+        with pytest.raises(ValueError, match="an equalizer in the first part of a tap only"):
+            dataclasses.replace(tap, **wrong)
+    with pytest.raises(ValueError, match="an equalizer for a format without blocks"):
+        dataclasses.replace(tap, format=Format.F16, block=0)

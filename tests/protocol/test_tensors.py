@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mobillm.formats import Format, packed_size
-from mobillm.protocol import EQUALIZERS, LENGTHS, TARGETS, TensorHeader, tensor_name
+from mobillm.protocol import EQUALIZERS, LENGTHS, TARGETS, TensorHeader, checksum, tensor_name
 from mobillm.protocol.tensors import is_tensor
 
 
@@ -15,6 +15,11 @@ def test_names() -> None:
     assert (TARGETS, LENGTHS, EQUALIZERS) == (1000, 1001, 2000)
     assert tensor_name(2999) == "the equalizer of tap 999"
     assert [n for n in range(-1, 3001) if is_tensor(n)] == [*range(1002), *range(2000, 3000)]
+
+
+def test_checksum() -> None:
+    """[B-36] [F-11] Equalizers are named by the CRC32C of their bytes."""
+    assert checksum(b"123456789") == checksum(memoryview(b"123456789")) == 0xE3069283
 
 
 def test_only_blocks_are_equalized() -> None:

@@ -126,6 +126,8 @@ class Relay:
 class Phone:
     """Stands for a backbone: it takes its time for each tap, and gives hidden states that never change."""
 
+    span = 0  # one batch at a time
+
     def __init__(self, tokens_per_second: float) -> None:
         generator = torch.Generator().manual_seed(0)
         scales = torch.exp(2 * torch.randn(CHANNELS, generator=generator))
@@ -133,11 +135,14 @@ class Phone:
         self._seconds = len(self._hidden) / tokens_per_second / TAPS
         self._due: float | None = None
 
-    def forward(self, _inputs: object, on_tap: Callable[[int, torch.Tensor], None]) -> None:
-        """Compute all taps of one batch; packing is part of the time, waiting for the link is not."""
-        for tap in range(TAPS):
-            time.sleep(self._seconds)
-            on_tap(tap, self._hidden)
+    def forward_all(
+        self, batches: Sequence[object], on_tap: Callable[[int, int, torch.Tensor], None]
+    ) -> None:
+        """Compute all taps of the batches; packing is part of the time, waiting for the link is not."""
+        for number in range(len(batches)):
+            for tap in range(TAPS):
+                time.sleep(self._seconds)
+                on_tap(number, tap, self._hidden)
 
 
 def need(fmt: Format, device: str) -> float:

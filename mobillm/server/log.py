@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import mmap
 import os
@@ -40,6 +41,7 @@ RECORD = struct.Struct("<4sIIQIIQ")
 CRC = struct.Struct("<I")
 HEADER_SIZE = RECORD.size + CRC.size
 MAGIC = b"MLog"
+MAX_BUFFERS = 512  # of one call; the system allows 1024
 VERSION = 2
 
 
@@ -117,14 +119,16 @@ class ActivationLog:
             StorageError: the disk is full or broken; the log is as it was before.
 
         """
-        entries = []
+        entries: list[Entry] = []
+        buffers: list[bytes | memoryview] = []
         offset = self._size
+        for batch in batches:
+            entry, parts = _encode(batch, offset, self._size)
+            offset = entry.end
+            entries.append(entry)
+            buffers += parts
         try:
-            for batch in batches:
-                entry, buffers = _encode(batch, offset, self._size)
-                _write_all(self._file, buffers, offset)
-                offset = entry.end
-                entries.append(entry)
+            _write_all(self._file, buffers, self._size)
             os.fdatasync(self._file)
         except OSError as exc:
             with contextlib.suppress(OSError):  # what is left is cut off when the file is opened again
@@ -270,23 +274,35 @@ def _encode(batch: Batch, offset: int, group: int) -> tuple[Entry, list[bytes | 
     return entry, [header, meta, *payloads]
 
 
+@functools.lru_cache(maxsize=4096)
+def _header(code: int, block: int, shape: tuple[int, ...], equalizer: int | None) -> TensorHeader:
+    """Make a header once: the checks take longer than all else of a read, and headers are frozen."""
+    return TensorHeader(Format(code), block, shape, equalizer)
+
+
 def _decode(meta: bytes, payload: memoryview) -> Batch:
-    values: dict[str, Any] = msgpack.unpackb(meta)
+    values: dict[str, Any] = msgpack.unpackb(meta, use_list=False)
     headers: dict[int, TensorHeader] = {}
     payloads: dict[int, bytes | memoryview] = {}
     offset = 0
     for tensor, code, block, shape, equalizer in values["tensors"]:
-        header = TensorHeader(Format(code), block, tuple(shape), equalizer)
+        header = _header(code, block, shape, equalizer)
         headers[tensor] = header
         payloads[tensor] = payload[offset : offset + header.size]
         offset += header.size
     return Batch(values["seq"], values["samples"], values["heldout"], headers, payloads)
 
 
-def _write_all(file: int, buffers: list[bytes | memoryview], offset: int) -> None:
-    for buffer in buffers:
-        view = memoryview(buffer)
-        while view:
-            count = os.pwrite(file, view, offset)
-            view = view[count:]
-            offset += count
+def _write_all(file: int, buffers: Sequence[bytes | memoryview], offset: int) -> None:
+    """Write buffers one after the other with as few calls as the system allows."""
+    views = [memoryview(buffer) for buffer in buffers]
+    while views:
+        count = os.pwritev(file, views[:MAX_BUFFERS], offset)
+        offset += count
+        done = 0
+        while done < len(views) and count >= views[done].nbytes:
+            count -= views[done].nbytes
+            done += 1
+        views = views[done:]
+        if count:
+            views[0] = views[0][count:]

@@ -300,12 +300,12 @@ def test_row_62_torn_write(run_once: Run, tmp_path: pathlib.Path) -> None:
 
 SMALL_FILES = """
 import errno
-pwrite = os.pwrite
-def limited(file, data, offset):
-    if offset + len(data) > 2_000:
+pwritev = os.pwritev
+def limited(file, buffers, offset):
+    if offset + sum(map(len, buffers)) > 2_000:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    return pwrite(file, data, offset)
-os.pwrite = limited
+    return pwritev(file, buffers, offset)
+os.pwritev = limited
 """
 
 

@@ -150,11 +150,32 @@ def test_disk_full(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_short_writes_are_continued(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system may write less than it was asked to."""
-    write_some = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: write_some(file, data[:11], offset))
-    write(path, [[1], [2]])
+    write = os.pwritev
+    before = path.with_name("whole")
+    for place, most in ((before, 1 << 20), (path, 11)):
+
+        def some(file: int, buffers: list[memoryview], offset: int, most: int = most) -> int:
+            return write(file, [memoryview(b"".join(buffers))[:most]], offset)
+
+        monkeypatch.setattr(os, "pwritev", some)
+        log = ActivationLog(place)
+        log.append([packed(SPEC, 1), packed(SPEC, 2)])
+        log.close()
+    assert path.read_bytes() == before.read_bytes()
     log = ActivationLog(path)
     assert log.last == 2
+    log.close()
+
+
+def test_many_buffers(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of more buffers than one call takes is written in several."""
+    monkeypatch.setattr("mobillm.server.log.MAX_BUFFERS", 5)
+    log = ActivationLog(path)
+    log.append([packed(SPEC, seq) for seq in range(1, 8)])
+    log.close()
+    log = ActivationLog(path)
+    assert log.last == 7
+    assert same(log.read(log.entries[6]), packed(SPEC, 7))
     log.close()
 
 

@@ -155,8 +155,9 @@ class Uplink:
         while self._kept and sum(batch.size for batch in self._kept) > self._keep:
             await self._over_losses(lambda session: session.wait_durable(self._kept[0].seq))
             self._forget()
-        if self._client is not None and self._client.draining is not None:
-            await self._depart(self._client.draining)
+        goaway = None if self._client is None else self._client.draining
+        if goaway is not None and goaway.code == ErrorCode.NO_ERROR:  # an error follows another code
+            await self._depart(goaway)
         seq = self._kept[-1].seq + 1 if self._kept else self.session.sent + 1
         batch = KeptBatch(seq, samples, heldout)
         self._kept.append(batch)

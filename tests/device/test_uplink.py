@@ -23,7 +23,7 @@ from mobillm.errors import (
     StorageError,
 )
 from mobillm.options import Limits, Timeouts
-from mobillm.protocol import Ack
+from mobillm.protocol import Ack, Goaway
 from mobillm.server import Gateway, serve
 from mobillm.server.log import ActivationLog
 from mobillm.server.refusal import RETRY_AFTER, refusal
@@ -391,6 +391,27 @@ def test_a_server_that_stops_is_left(run_once: Run, tmp_path: pathlib.Path) -> N
             await more
             assert await rest(uplink) == expected
             assert (uplink.losses, uplink.resent) == (1, 0)
+            await uplink.close()
+
+    run_once(main())
+
+
+def test_only_a_planned_stop_is_a_reason_to_leave(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """[K-21] GOAWAY with an error's code leaves the last word to the ERROR behind it."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server:
+
+            async def dial() -> Client:
+                return await device(server)
+
+            uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
+            await uplink.start()
+            assert uplink._client is not None
+            uplink._client.draining = Goaway(code=ErrorCode.CALM)
+            await uplink.begin(4)
+            assert uplink.losses == 0
+            uplink.abort()
             await uplink.close()
 
     run_once(main())

@@ -318,11 +318,15 @@ class Uplink:
             await asyncio.sleep(wait)
             try:
                 await self._attach()
-                await self._resend()
             except (ConnectionClosed, HandshakeError, RemoteError, TimeoutError) as exc:
                 last = exc
-            else:
+                continue
+            try:
+                await self._resend()
                 return
+            except (ConnectionClosed, RemoteError) as exc:
+                self.losses += 1
+                last = exc
 
     async def _resend(self) -> None:
         """Send again what is kept and has not been received; the open batch stays open."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pathlib
@@ -40,6 +41,9 @@ PATIENT = Timeouts(
     drain=0.3,
     unacknowledged=3.0,
 )
+
+# What the first optimizer of a process loads takes seconds; here it is loaded once, for all processes.
+importlib.import_module("torch._dynamo")
 
 _context = multiprocessing.get_context("forkserver")
 

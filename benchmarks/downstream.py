@@ -52,6 +52,7 @@ SENTENCES = 3000
 EPOCHS = 4
 BATCH = 32
 MAX_LENGTH = 128
+COLUMNS = {"accuracy": ".2f", "below_fp16": ".2f", "loss": ".3f", "bytes_per_sample": ",.0f"}
 
 Taps = dict[tuple[int, ...], torch.Tensor]  # token ids to hidden states [taps, tokens, width]
 
@@ -180,6 +181,17 @@ class Study:
         return Result(100 * right / count, loss / count, size)
 
 
+def _figures(runs: Sequence[Result], baseline: float | None) -> dict[str, Any]:
+    accuracy = statistics.mean(run.accuracy for run in runs)
+    return {
+        "accuracy": accuracy,
+        "seeds": [run.accuracy for run in runs],
+        "loss": statistics.mean(run.loss for run in runs),
+        "below_fp16": 0.0 if baseline is None else baseline - accuracy,
+        "bytes_per_sample": runs[0].size,
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train every format with every seed, and print a table."""
     parser = argparse.ArgumentParser(prog="benchmarks.downstream", description=__doc__)
@@ -193,33 +205,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = Study(args.data)
     codecs = [CodecSpec(format=name, equalize=on) for name in args.formats.split(",") for on in (True, False)]
     codecs = [codec for codec in codecs if codec.formats[0].is_block or not codec.equalize]
-    results: dict[CodecSpec, list[Result]] = {}
-    for codec in codecs:
-        results[codec] = [study.run(codec, seed) for seed in range(args.seeds)]
-        found = ", ".join(f"{result.accuracy:.2f}" for result in results[codec])
-        console.print(f"{codec.format} {'equalized' if codec.equalize else 'plain'}: {found}")
-    figures: dict[str, object] = {"sentences": SENTENCES, "epochs": EPOCHS, "seeds": args.seeds}
+    figures: dict[str, Any] = {"sentences": SENTENCES, "epochs": EPOCHS, "seeds": args.seeds}
     table = Table(title=f"SST-2, {SENTENCES} training sentences, {args.seeds} seeds")
     for column in ("format", "", "accuracy", "below fp16", "NLL", "bytes a sample"):
         table.add_column(column)
-    baseline = statistics.mean(result.accuracy for result in results[codecs[0]])
-    for codec, runs in results.items():
+    baseline: float | None = None
+    for codec in codecs:
+        runs = [study.run(codec, seed) for seed in range(args.seeds)]
+        values = _figures(runs, baseline)
+        baseline = values["accuracy"] if baseline is None else baseline
         way = "equalized" if codec.equalize else "plain"
-        mean = statistics.mean(run.accuracy for run in runs)
-        loss, size = statistics.mean(run.loss for run in runs), runs[0].size
-        values = {
-            "accuracy": mean,
-            "seeds": [run.accuracy for run in runs],
-            "loss": loss,
-            "below_fp16": baseline - mean,
-            "bytes_per_sample": size,
-        }
+        console.print(f"{codec.format} {way}: {', '.join(f'{run.accuracy:.2f}' for run in runs)}")
+        table.add_row(codec.format, way, *(format(values[key], style) for key, style in COLUMNS.items()))
         figures |= {f"{codec.format}.{way}.{key}": value for key, value in values.items()}
-        table.add_row(
-            codec.format, way, f"{mean:.2f}", f"{baseline - mean:.2f}", f"{loss:.3f}", f"{size:,.0f}"
-        )
+        write_json(args.json, figures)  # a run that is cut off keeps what it has
     console.print(table)
-    write_json(args.json, figures)
     return 0
 
 

@@ -8,10 +8,12 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from mobillm.cli.control import request
 from mobillm.device.finetune import finetune
 from mobillm.device.pending import PENDING_FILE, Pending
 from mobillm.device.progress import Progress, Report
@@ -19,11 +21,15 @@ from mobillm.device.pull import Pulled, pull_async
 from mobillm.errors import ConfigError, DataError, RemoteError
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.saved import WEIGHTS_FILE
+from mobillm.server.batch import Batch
+from mobillm.server.log import ActivationLog
 from mobillm.server.trainer import Trainer
 from tests.conftest import Run
 from tests.device.test_finetune import OPTIMIZER, SIDE, examples
 from tests.nn.tiny import tiny_model, tiny_tokenizer
 from tests.processes import TOKEN, server_process
+from tests.sessions import TOKEN as SERVING_TOKEN
+from tests.sessions import serving
 
 EPOCHS = 4
 
@@ -117,17 +123,20 @@ def test_options_that_do_not_fit(backbone: Backbone, tmp_path: pathlib.Path) -> 
 def test_waits_for_training(
     run_once: Run, backbone: Backbone, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pull that comes before the end waits, and shows how far training is."""
-    step = Trainer.step
+    """Detaching waits for a slow disk; a pull before the end waits, too, and shows how far training is."""
+    step, append = Trainer.step, ActivationLog.append
+
+    def late(self: ActivationLog, batches: Sequence[Batch]) -> None:
+        time.sleep(0.3)
+        append(self, batches)
+
+    monkeypatch.setattr(ActivationLog, "append", late)
 
     def slow(self: Trainer, *args: Any) -> Any:
         time.sleep(0.05)
         return step(self, *args)
 
     monkeypatch.setattr(Trainer, "step", slow)
-    from tests.sessions import TOKEN as token
-    from tests.sessions import serving
-
     seen: list[Progress] = []
 
     async def main() -> None:
@@ -135,9 +144,17 @@ def test_waits_for_training(
             where = str(server.address)
             options: dict[str, Any] = {"side": SIDE, "batch_size": 8, "epochs": 3, "detach": True}
             await asyncio.to_thread(
-                finetune, backbone, examples(32), server=where, token=token, output=tmp_path, **options
+                finetune,
+                backbone,
+                examples(32),
+                server=where,
+                token=SERVING_TOKEN,
+                output=tmp_path,
+                **options,
             )
-            pulled = await pull_async(tmp_path, server=where, token=token, on_progress=seen.append)
+            (one,) = (await asyncio.to_thread(request, tmp_path / "server", "list"))[0]["sessions"]
+            assert (one["durable"], one["last"], one["state"]) == (4, 4, "training")
+            pulled = await pull_async(tmp_path, server=where, token=SERVING_TOKEN, on_progress=seen.append)
             assert (pulled.steps, pulled.evaluation) == (12, None)
 
     run_once(main())

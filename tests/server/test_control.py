@@ -12,6 +12,7 @@ import pytest
 
 from mobillm.cli.control import request
 from mobillm.errors import ConfigError, ErrorCode, MobiLLMError, RemoteError
+from mobillm.options import Limits
 from mobillm.server import control
 from mobillm.server.control import LONGEST_REQUEST, MAX_CALLERS, SOCKET
 from tests.conftest import Run
@@ -86,8 +87,9 @@ def test_delete(run: Run, tmp_path: pathlib.Path) -> None:
     """Nothing is left of a deleted session, also not for the tenant's share; others stay."""
 
     async def main() -> None:
-        async with serving(tmp_path) as server, device(server) as client:
+        async with serving(tmp_path, limits=Limits(sessions=1)) as server, device(server) as client:
             done, _ = await train(client, spec(batches=2), 2)
+            await done.detach()
             going = await client.open(spec())
             with pytest.raises(ConfigError, match="one that is not finished"):
                 await ask(tmp_path, "cancel", session=done.id.hex())
@@ -99,6 +101,7 @@ def test_delete(run: Run, tmp_path: pathlib.Path) -> None:
             with pytest.raises(RemoteError, match="owner has cancelled"):
                 await going.wait_finished()
             assert (await ask(tmp_path, "list"))[0] == {"sessions": []}
+            await client.open(spec())  # the only one that the tenant may have
         async with serving(tmp_path) as server, device(server) as client:
             with pytest.raises(RemoteError, match="no such session"):
                 await client.attach(done.id, done.spec)

@@ -12,12 +12,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mobillm.errors import ErrorCode, RemoteError, StorageError
 from mobillm.options import Limits
+from mobillm.protocol import Detach
 from mobillm.server.gateway import _reason
 from mobillm.server.metrics import PrometheusMeter
 from mobillm.server.store import SessionStore
 from mobillm.transport import Address
 from tests.conftest import Run
-from tests.sessions import device, serving, spec, submit, train
+from tests.server.raw import raw
+from tests.sessions import device, packed, serving, spec, submit, train
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "operating.md"
 
@@ -96,6 +98,24 @@ def test_refused_and_repeated_batches(run_once: Run, tmp_path: pathlib.Path) -> 
             with pytest.raises(RemoteError, match="QUOTA"):
                 await submit(session, 1, 200)
             assert (await scrape(meter))["mobillm_batches_rejected_total:QUOTA"] >= 1
+
+    run_once(main())
+
+
+def test_batches_out_of_turn(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A batch before its turn is a gap, one that came before a duplicate; neither counts as received."""
+
+    async def main() -> None:
+        meter = PrometheusMeter(Address("127.0.0.1", 0))
+        async with serving(tmp_path, meter=meter) as server, raw(server) as peer:
+            await peer.opened(spec())
+            for seq in (2, 1, 1):
+                await peer.batch(packed(spec(), seq))
+            peer.connection.post(Detach(stream=1))
+            await peer.get(Detach)  # all that came before it was acted on
+            found = await scrape(meter)
+            counts = ("sequence_gaps_total", "batches_duplicate_total", "batches_received_total")
+            assert [found[f"mobillm_{name}"] for name in counts] == [1, 1, 1]
 
     run_once(main())
 

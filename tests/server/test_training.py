@@ -177,6 +177,7 @@ def test_leaving_before_the_end_deletes_nothing(run_once: Run, tmp_path: pathlib
             await session.detach()
             assert log.exists()
             again = await client.attach(session.id, session.spec)
+            await again.pull()
             await again.finish()
             await again.wait_finished()
             await again.detach()

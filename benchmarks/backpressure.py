@@ -50,7 +50,7 @@ mpl.use("Agg")
 TOKEN = "backpressure"
 TIMEOUTS = Timeouts(drain=2.0)
 LIMITS = Limits()
-WIDTH, TOKENS, SAMPLES = 1024, 2048, 32
+WIDTH, TOKENS, SAMPLES = 1024, 1024, 16
 SPEC = SessionSpec(
     task="classification",
     outputs=2,

@@ -131,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
     if args.log == "json":
         configure_logging(debug=args.debug, verbose=True, as_json=True)
     tls = _tls(args)
+    limits = Limits(**dict(args.limits))
     _check_exposure(args.listen, tls, args.insecure)
     directory = args.data_dir or data_directory()
     token_file = args.token_file or directory / TOKEN_FILE
@@ -140,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     logger.info("loading torch ...")
     device = _prepare_torch(args.device, args.threads)
     with asyncio.Runner(loop_factory=_loop_factory(args.loop)) as runner:
-        runner.run(_serve(args, keys, directory, device, tls))
+        runner.run(_serve(args, keys, directory, device, tls, limits))
     return DONE
 
 
@@ -166,10 +167,10 @@ async def _serve(
     directory: Path,
     device: str,
     tls: ssl.SSLContext | None,
+    limits: Limits,
 ) -> None:
     from ..server import app  # imports torch
 
-    limits = Limits(**dict(args.limits))
     options: Any = {"tls": tls, "limits": limits, "keep": args.keep, "meter": _meter(args)}
 
     stop = asyncio.Event()

@@ -37,6 +37,7 @@ from mobillm.protocol import (
     Weights,
 )
 from mobillm.server.batch import Batch
+from mobillm.server.session import Session
 from tests.conftest import Run
 from tests.helpers import wire_bytes
 from tests.server.raw import messages_of, raw
@@ -338,13 +339,21 @@ def test_evaluation_and_weights(run_once: Run, tmp_path: pathlib.Path) -> None:
     run_once(main())
 
 
-def test_requests_that_wait_are_bounded(run_once: Run, tmp_path: pathlib.Path) -> None:
+def test_requests_that_wait_are_bounded(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """[O-33] A flood of requests ends the stream with CALM."""
+
+    async def never(self: Session) -> tuple[int, dict[str, float]]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(Session, "evaluate", never)
 
     async def main() -> None:
         async with serving(tmp_path) as server, raw(server) as peer:
             await peer.opened(spec())
-            for _ in range(200):
+            for _ in range(20):
                 peer.connection.post(Eval(stream=1))
             assert (await peer.get(Error)).code == ErrorCode.CALM
             assert peer.connection.is_open

@@ -221,6 +221,20 @@ def test_bytes_after_the_closing_frame_are_dropped() -> None:
     assert closing(pair.device) == (ConnectionClosedError, 28)
 
 
+def test_a_ping_can_be_answered_in_its_place() -> None:
+    """[K-8] The PONG comes before the answer to what followed the PING; then the PING is no event."""
+    pair = EndpointPair.opened()
+    server = pair.server
+    server.on_ping = lambda ping: server.send(Pong(data=ping.data))
+    ping = wire_bytes(Ping(data=b"12345678"))
+    server.receive_data(ping + raw_frame(FrameType.HELLO, {}))
+    assert server.events_received() == []
+    said = output(server)
+    assert said.startswith(wire_bytes(Pong(data=b"12345678")))
+    assert server.is_closed()
+    assert len(said) > len(ping)  # the refusal came after it
+
+
 def test_what_is_dropped_unread_is_counted() -> None:
     """[K-29] [V-3] [S-5] Unknown optional frames, and uncharged ones of a failed stream, until the end."""
     pair = EndpointPair.attached()

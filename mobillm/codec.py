@@ -223,7 +223,7 @@ def check_headers(spec: SessionSpec, headers: Mapping[int, TensorHeader], sample
     expected = {*range(taps), LENGTHS, TARGETS}
     optional = {EQUALIZERS + tap for tap in range(taps) if spec.codec.equalize}
     for tensor in sorted(expected ^ (set(headers) - optional)):
-        state = "is missing" if tensor in expected else "was not announced by the spec"
+        state = "missing" if tensor in expected else "superfluous"
         raise ConfigError(tensor_name(tensor), state, f"exactly {taps} taps, the targets and the lengths")
     tokens = samples if spec.tokens == "last" else headers[0].shape[0]
     for tap in range(taps):

@@ -38,6 +38,8 @@ TOKENS = ("all", "loss", "last")
 
 IGNORED = -100  # target of a token that does not enter the loss
 
+_TYPES = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+
 _MAX_NAME = 128
 _MAX_WIDTH = 1 << 16
 _MAX_TAPS = 1000  # tensor numbers from 1000 on mean something else
@@ -80,7 +82,7 @@ class _Record:
         known = {field.name for field in fields}
         for key in values:
             if key not in known and isinstance(key, str) and key.startswith("!"):
-                raise ConfigError(f"{where}.{_short(key)}", "a critical field", "a field this version knows")
+                raise ConfigError(where, _short(key), "fields this version knows where they begin with !")
         found: dict[str, Any] = {}
         for field in fields:
             if field.name not in values:
@@ -105,7 +107,7 @@ def _read(hint: Any, value: object, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(where, _short(value), f"a value of type {hint.__name__}")
+        raise ConfigError(where, _short(value), _TYPES[hint])
     return value
 
 
@@ -304,7 +306,7 @@ class SessionSpec(_Record):
         )
         _check(1 <= self.epochs <= 10_000, "epochs", self.epochs, "1 to 10000")
         _check(0 <= self.early_stopping <= 10_000, "early_stopping", self.early_stopping, "0 to 10000")
-        _check(self.batches is None or self.batches >= 1, "batches", self.batches, "at least 1, or None")
+        _check(self.batches is None or self.batches >= 1, "batches", self.batches, "at least 1, or none")
         _check(
             self.batches is not None or self.optimizer.schedule == "constant",
             "batches",
@@ -322,7 +324,7 @@ class SessionSpec(_Record):
                 "the SHA-256 of the LM head's blob, 64 lower-case hex digits",
             )
         else:
-            _check(self.head is None, "head", self.head, f"None for {self.task}")
+            _check(self.head is None, "head", self.head, f"nothing for {self.task}")
         self._check_tokens()
 
     def _check_tokens(self) -> None:

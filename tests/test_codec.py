@@ -115,7 +115,7 @@ def test_missing_headers() -> None:
     """Each tensor of the closed list must be there."""
     for tensor in good():
         rest = {number: header for number, header in good().items() if number != tensor}
-        with pytest.raises(ConfigError, match="is missing"):
+        with pytest.raises(ConfigError, match="is 'missing'"):
             check_headers(spec(codec=CodecSpec(format="asym4", block=32)), rest, 3)
 
 

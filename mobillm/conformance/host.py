@@ -91,6 +91,7 @@ class Host:
         self._over = False
         self._failed = False
         self._digests: dict[bytes, int] = {}
+        self._ahead: list[Message] = []  # read while PONG was waited for
 
     @classmethod
     async def meet(cls, visit: Visit) -> Host:
@@ -183,10 +184,23 @@ class Host:
         await self.attach()
         await self.grant()
 
+    async def pong(self) -> Pong:
+        """Return the next PONG; what a client that sends ahead has sent before it is kept for later."""
+        while True:
+            message = await self.peer.read()
+            if message is None:
+                raise Deviation("expected PONG; the connection was closed")
+            if isinstance(message, Pong):
+                return message
+            self._ahead.append(message)
+
+    async def _next(self) -> Message | None:
+        return self._ahead.pop(0) if self._ahead else await self.peer.read()
+
     async def until(self, kind: type[Message]) -> Message:
         """Answer everything as usual up to a message of a kind, which is returned unanswered."""
         while True:
-            message = await self.peer.read()
+            message = await self._next()
             if message is None:
                 raise Deviation(f"expected {kind.__name__.upper()}; the connection was closed")
             if isinstance(message, kind):
@@ -197,7 +211,7 @@ class Host:
     async def serve(self) -> None:
         """Answer everything as usual until the connection ends."""
         while not self._over:
-            message = await self.peer.read()
+            message = await self._next()
             if message is None:
                 return
             await self.answer(message)

@@ -37,7 +37,7 @@ from .memory import Memory
 from .meter import Meter
 from .observer import Observer
 from .quota import Quota
-from .refusal import refusal
+from .refusal import plain, refusal
 from .session import Session
 from .training import SPAN_RECEIVE
 
@@ -167,7 +167,7 @@ class Attachment(Observer):
         except ConnectionClosed:
             raise
         except MobiLLMError as exc:
-            self.fail(ErrorCode.SCHEMA_MISMATCH, str(exc))
+            self.fail(ErrorCode.SCHEMA_MISMATCH, plain(exc))
         except Exception:
             # One session's fault must not end the others of the connection.
             logger.exception("! session %s: %s failed", self.session.id.hex(), message.type.name)
@@ -201,7 +201,7 @@ class Attachment(Observer):
             batch.check(session.spec)
             session.equalizers.check(batch)
         except ConfigError as exc:
-            self._drop(message.seq, ErrorCode.SCHEMA_MISMATCH, f"batch {message.seq}: {exc}")
+            self._drop(message.seq, ErrorCode.SCHEMA_MISMATCH, f"batch {message.seq}: {plain(exc)}")
             return
         excess = self._quota.refuse_batch(session.tenant, batch.size)
         if excess is not None:
@@ -247,7 +247,7 @@ class Attachment(Observer):
         if self._upload is None:
             # Another device may have stored it meanwhile; this one was told to send it all the same.
             if message.digest.hex() != self.session.spec.head:
-                raise ConfigError("BLOB.digest", message.digest.hex(), "the digest that the spec names")
+                raise ConfigError("BLOB.digest", "another one", "the digest that the spec names")
             self._upload = await workers.write(BlobUpload, self._blobs, message)
         if await workers.write(self._upload.add, message):
             self._upload = None
@@ -274,7 +274,7 @@ class Attachment(Observer):
             logger.error("! session %s: %s", self.session.id.hex(), exc)
             self.fail(ErrorCode.STORAGE_FULL, "the server cannot read this session's data")
         except MobiLLMError as exc:
-            self.fail(ErrorCode.SCHEMA_MISMATCH, str(exc))
+            self.fail(ErrorCode.SCHEMA_MISMATCH, plain(exc))
         except Exception:
             logger.exception("! session %s: an answer failed", self.session.id.hex())
             self.fail(ErrorCode.INTERNAL, "the server failed; its log says why")

@@ -113,7 +113,7 @@ class BlobUpload:
             if self._hash.digest() != self.digest:
                 self.discard()
                 seen = self._hash.hexdigest()
-                raise ConfigError("blob", seen, f"content with the SHA-256 {self.digest.hex()}")
+                raise ConfigError("blob", seen, "content with the SHA-256 that its parts name")
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()

@@ -20,7 +20,7 @@ from .memory import Memory
 from .meter import Meter
 from .pace import Pace
 from .quota import Quota
-from .refusal import refusal
+from .refusal import plain, plain_spec, refusal
 from .registry import Registry, SessionRecord
 from .session import Session
 from .store import SessionStore
@@ -267,7 +267,7 @@ class Gateway:
             connection.post(refusal(message.stream, ErrorCode.STORAGE_FULL, text))
             return
         except ConfigError as exc:
-            connection.post(refusal(message.stream, ErrorCode.SCHEMA_MISMATCH, str(exc)))
+            connection.post(refusal(message.stream, ErrorCode.SCHEMA_MISMATCH, plain_spec(exc)))
             return
         if session is None:
             text = "there is no such session"
@@ -319,7 +319,7 @@ class Gateway:
         except ConnectionClosed:
             raise
         except MobiLLMError as exc:
-            attachment.fail(ErrorCode.SCHEMA_MISMATCH, str(exc))
+            attachment.fail(ErrorCode.SCHEMA_MISMATCH, plain(exc))
         except Exception:
             # One session's fault must not end the others of the connection.
             logger.exception("! session %s cannot be attached", session.id.hex())

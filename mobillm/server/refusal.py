@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from ..errors import ErrorCode
+from typing import Any
+
+from ..errors import ConfigError, ErrorCode, MobiLLMError
 from ..protocol import Error
 
-__all__ = ["refusal"]
+__all__ = ["plain", "plain_spec", "refusal"]
 
 LONGEST_TEXT = 512  # characters, as the protocol allows
+LONGEST_VALUE = 64
 
 # Seconds until the same request may succeed; codes that are not listed stay refused.
 RETRY_AFTER = {
@@ -35,3 +38,27 @@ def refusal(
     """
     again = RETRY_AFTER.get(code) if retry_after is None else retry_after
     return Error(stream=stream, seq=seq, code=code, text=text[:LONGEST_TEXT], retry_after=again)
+
+
+def plain(exc: MobiLLMError) -> str:
+    """Return the text of an error for a peer, which may be written in any language.
+
+    Args:
+        exc: the error; none of its text may be the peer's ([M-7]).
+
+    """
+    if not isinstance(exc, ConfigError):
+        return str(exc)
+    return f"{exc.field} is {_words(exc.value)}; expected {exc.expected}"
+
+
+def plain_spec(exc: ConfigError) -> str:
+    """Return the text of an error in a peer's spec: numbers are repeated, texts are not ([M-7])."""
+    seen = "something else" if isinstance(exc.value, str) else exc.value
+    return plain(ConfigError(exc.field, seen, exc.expected))
+
+
+def _words(value: Any) -> str:
+    words = {None: "absent", False: "false", True: "true"}
+    plain_value = words[value] if value is None or isinstance(value, bool) else str(value)
+    return plain_value if len(plain_value) <= LONGEST_VALUE else plain_value[: LONGEST_VALUE - 3] + "..."

@@ -24,6 +24,7 @@ from .meter import Meter
 from .observer import Observer
 from .pace import Pace
 from .progress import Progress
+from .refusal import plain
 from .store import SessionStore
 from .trainer import Trainer
 from .training import MAX_SKIPPED, SPAN_LOG, Span, Training, restore
@@ -205,7 +206,7 @@ class Session:
             logger.error("! session %s: %s", self.id.hex(), exc)
             training = self.training
             skipped = training is not None and training.trainer.skipped >= MAX_SKIPPED
-            self._fail(ErrorCode.NON_FINITE if skipped else ErrorCode.SCHEMA_MISMATCH, str(exc))
+            self._fail(ErrorCode.NON_FINITE if skipped else ErrorCode.SCHEMA_MISMATCH, plain(exc))
         except Exception:
             logger.exception("! session %s failed", self.id.hex())
             self._fail(ErrorCode.INTERNAL, "the server failed; its log says why")

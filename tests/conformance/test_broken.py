@@ -145,6 +145,10 @@ def _reflects(patch: Patch) -> None:
     patch.setattr(message, "decode_map", decode)
 
 
+def _reflects_specs(patch: Patch) -> None:
+    patch.setattr(gateway, "plain_spec", str)
+
+
 def _takes_critical_keys(patch: Patch) -> None:
     original = schema.decode_map
     patch.setattr(message, "decode_map", lambda data: _without(original(data), "!"))
@@ -276,6 +280,7 @@ SERVERS: dict[str, tuple[Break, str, str]] = {
         "O-4",
     ),
     "texts that reflect": (_reflects, "M-7*", "M-7"),
+    "texts that reflect the spec": (_reflects_specs, "M-7*", "M-7"),
     "critical keys taken": (_takes_critical_keys, "V-8*", "V-8"),
     "unknown keys refused": (_refuses_unknown_keys, "V-2*", "V-2"),
     "foreign sessions shown": (_shows_foreign_sessions, "O-18*", "O-18"),

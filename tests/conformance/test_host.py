@@ -80,6 +80,29 @@ def test_a_wrong_proof_is_seen(run_once: Run) -> None:
     run_once(_with_host(work, drive))
 
 
+def test_what_comes_before_pong_is_kept(run_once: Run) -> None:
+    """[K-8] A client that sends ahead answers PING behind what it had sent; all of that is answered later."""
+
+    async def drive(address: str, token: str) -> int:
+        async with connect(address, token=token, timeouts=Timeouts(drain=0.2)) as connection:
+            assert connection._transport is not None
+            connection._transport.write(b"".join(ahead))
+            await asyncio.sleep(0.2)
+            connection.abort()
+        return 1
+
+    pongs = [frame(FrameType.PONG, {"data": bytes([n] * 8)}) for n in (1, 2)]
+    ahead = [frame(FrameType.OPEN, {"session": bytes(16)}, stream=1), pongs[0], pongs[1]]
+
+    async def work(host: Host) -> None:
+        await host.shake()
+        assert (await host.pong()).data == bytes([1] * 8)
+        assert (await host.until(Open)).stream == 1
+        assert (await host.pong()).data == bytes([2] * 8)
+
+    run_once(_with_host(work, drive))
+
+
 def test_weights_are_a_file() -> None:
     """They can be read, and a part of them says what the whole is."""
     assert safetensors.numpy.load(WEIGHTS)["x"].shape == (64,)

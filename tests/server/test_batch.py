@@ -126,7 +126,7 @@ def test_check_refuses_missing_and_superfluous_tensors() -> None:
     """The list of tensors is closed."""
     batch = packed(spec(), 1)
     missing = dataclasses.replace(batch, headers={n: h for n, h in batch.headers.items() if n != 1})
-    with pytest.raises(ConfigError, match="tap 1 is 'is missing'"):
+    with pytest.raises(ConfigError, match="tap 1 is 'missing'"):
         missing.check(spec())
     extra = _with(batch, 7, batch.headers[0], bytes(batch.payloads[0]))
     with pytest.raises(ConfigError, match="tap 7"):

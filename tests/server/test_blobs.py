@@ -40,7 +40,7 @@ def test_wrong_content(tmp_path: pathlib.Path, registry: Registry, no_fd_leak: N
     """Content with another hash is refused and deleted."""
     store = BlobStore(tmp_path, registry)
     upload = BlobUpload(store, part(0, 1024))
-    with pytest.raises(ConfigError, match=f"content with the SHA-256 {DIGEST.hex()}"):
+    with pytest.raises(ConfigError, match="content with the SHA-256 that its parts name"):
         upload.add(part(0, 1024, bytes(1024)))
     upload.discard()
     assert os.listdir(tmp_path) == []

@@ -8,7 +8,7 @@ import struct
 import msgpack
 
 from ...errors import ErrorCode
-from ...protocol import FrameType, Pong
+from ...protocol import FrameType
 from ..case import Deviation, Draft
 from ..host import Host
 from ..wire import frame, raw_frame, resigned
@@ -142,6 +142,6 @@ def _pings() -> Cases:
 
 async def _answered(host: Host) -> None:
     await host.peer.send(raw_frame(T.PING, PING))
-    pong = await host.peer.expect(Pong)
+    pong = await host.pong()
     if pong.data != b"conforms":
         raise Deviation(f"expected PONG with the data of the PING; got {pong.data.hex()}")

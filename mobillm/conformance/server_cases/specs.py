@@ -8,7 +8,7 @@ from typing import Any
 from ...errors import ErrorCode
 from ...formats import Format
 from ...protocol import FrameType, Opened
-from ..case import Draft, Run
+from ..case import Deviation, Draft, Run
 from ..samples import spec
 from ..target import Lab
 from ..wire import frame
@@ -51,6 +51,7 @@ _WRONG: dict[str, list[Any]] = {
     "codec.equalize": [None, 1, "true"],
     "codec.bits": [None, 4, "4", [4.0], [True], [1, 4], [4, 9], [4, 2], [4, 4], [2, 3]],
     "epochs": [None, "1", 1.0, True, 0, -1, 10001],
+    "early_stopping": [None, "1", 1.0, True, -1, 10001],
     "batches": ["1", 1.0, True, 0, -1],
     "seed": [None, "0", 0.0, True, -1, 2**63],
     "head": [1, b"\x5b" * 32, DIGEST, "5b"],
@@ -97,12 +98,20 @@ _RIGHT: dict[str, list[Any]] = {
     "codec.equalize": [True, False],
     "codec.bits": [[], [4], [2, 3, 4, 5, 6, 7, 8]],
     "epochs": [1, 10000],
+    "early_stopping": [0, 10000],
     "batches": [None, 1, 2**40],
     "seed": [0, 2**63 - 1],
     "head": [None],
     "trace": [True, False],
     "tokens": ["all", "last"],
 }
+
+# Where a text of ours is wrong, and may come back in the server's.
+CANARY = "canary 7f3a"
+_REFLECTING = (
+    "task", "outputs", "model", "model.name", "model.taps", "side.kind", "side.pool", "optimizer.lr",
+    "optimizer.schedule", "codec.format", "codec.bits", "head", "tokens", f"!{CANARY}", f"side.!{CANARY}",
+)  # fmt: skip
 
 
 def drafts() -> Cases:
@@ -139,6 +148,10 @@ def drafts() -> Cases:
     for path in ("!new", "model.!new", "side.!new", "optimizer.!new", "codec.!new"):
         cases.append(Draft("V-9", f"the critical key {path} in the spec", _refused(_changed(path, 1))))
     cases.append(Draft("O-16", "an empty spec", _refused({})))
+    for path in _REFLECTING:
+        cases.append(
+            Draft("M-7", f"{path.replace(CANARY, 'text')} of the spec is not repeated", _silent(path))
+        )
     return cases
 
 
@@ -170,6 +183,20 @@ def _refused(values: dict[str, Any]) -> Run[Lab]:
         await peer.send(frame(FrameType.OPEN, {"spec": values}, stream=1))
         await peer.refused_on(1, E.SCHEMA_MISMATCH)
         await lab.attach(peer)
+
+    return run
+
+
+def _silent(path: str) -> Run[Lab]:
+    """See the session refused without a word of the spec."""
+    wrong = CANARY * 12 if path == "model.name" else CANARY
+
+    async def run(lab: Lab) -> None:
+        peer = await lab.open()
+        await peer.send(frame(FrameType.OPEN, {"spec": _changed(path, wrong)}, stream=1))
+        refusal = await peer.refused_on(1, E.SCHEMA_MISMATCH)
+        if CANARY in refusal.text:
+            raise Deviation("expected a text without anything of ours; the refusal repeats it")
 
     return run
 

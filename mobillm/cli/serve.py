@@ -55,7 +55,8 @@ SETTINGS = (
         name="token-file",
         read=Path,
         metavar="T",
-        help="lines TENANT:SECRET, or one bare secret; made with a random secret if it is missing",
+        help="lines TENANT:SECRET, or one bare secret, that of the tenant default; made with a random secret "
+        "if it is missing",
         shown="token in the data directory",
     ),
     Setting(name="tls-cert", read=Path, metavar="PEM", help="the server's certificate"),

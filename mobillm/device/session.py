@@ -445,7 +445,7 @@ class Session:
             self._pulled = bytes(self._weights)
             self._pulls_answered += 1
         else:
-            self.fail(RemoteProtocolError(ErrorCode.DECODE, "the weights do not have their digest"))
+            self.fail(RemoteProtocolError(ErrorCode.SCHEMA_MISMATCH, "the weights do not have their digest"))
         self._weights = bytearray()
 
     def _end(self, exc: RemoteError, batch: int) -> None:

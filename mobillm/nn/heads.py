@@ -36,9 +36,25 @@ class _Settings:
 
     def __post_init__(self) -> None:
         numbers: tuple[object, ...] = (self.eps, self.scale, 1.0 if self.softcap is None else self.softcap)
-        usable = all(isinstance(n, float) and math.isfinite(n) for n in numbers)
+        # JSON of other languages writes 1.0 as 1.
+        usable = all(type(n) in (int, float) and math.isfinite(cast(float, n)) for n in numbers)
         if self.format != _FORMAT or self.norm not in _NORMS or not usable or self.softcap == 0:
             raise ModelError(f"the LM head has settings this version cannot use: {dataclasses.asdict(self)}")
+
+
+def _read_settings(data: bytes) -> dict[str, Any]:
+    """Return what the metadata of a safetensors file that could be read says of a head."""
+    length = int.from_bytes(data[:8], "little")
+    text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_KEY)
+    if text is None:
+        raise ModelError(f"the LM head's __metadata__ lacks the key {_KEY!r}; export it again")
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"the LM head's settings are no JSON ({error}); export it again") from error
+    if not isinstance(settings, dict):
+        raise ModelError("the LM head's settings are no map; export it again")
+    return settings
 
 
 class FrozenHead(nn.Module):
@@ -51,10 +67,14 @@ class FrozenHead(nn.Module):
 
     def __init__(self, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
         super().__init__()
-        try:
-            self._settings = _Settings(**settings)
-        except TypeError as error:
-            raise ModelError(f"the LM head's settings are not the known ones: {sorted(settings)}") from error
+        fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(_Settings)}
+        for name in sorted(fields.keys() | settings.keys()):
+            if fields.get(name, False) and name not in settings:
+                raise ModelError(f"the LM head's settings lack {name!r}; export it again")
+        unknown = len(settings.keys() - fields.keys())
+        if unknown:
+            raise ModelError(f"the LM head has {unknown} settings that this version does not know")
+        self._settings = _Settings(**settings)
         for name, tensor in tensors.items():
             self.register_buffer(name.replace(".", "_"), tensor.float(), persistent=False)
         self._check()
@@ -69,13 +89,9 @@ class FrozenHead(nn.Module):
         """
         try:
             tensors = safetensors.torch.load(data)
-            length = int.from_bytes(data[:8], "little")
-            settings = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"the LM head cannot be read: {error}; export it again") from error
-        if not isinstance(settings, dict):
-            raise ModelError("the LM head's settings are no map; export it again")
-        return cls(tensors, settings)
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise ModelError(f"the LM head is no safetensors file ({error}); export it again") from error
+        return cls(tensors, _read_settings(data))
 
     @property
     def hidden_size(self) -> int:
@@ -134,7 +150,7 @@ class FrozenHead(nn.Module):
     def _check(self) -> None:
         head, inner = self._get("head_weight"), self._get("project_weight")
         if head is None or head.dim() != 2 or (inner is not None and inner.dim() != 2):
-            raise ModelError("the LM head needs a matrix head.weight [vocabulary, width]; export it again")
+            raise ModelError("the LM head lacks a matrix head.weight [vocabulary, width]; export it again")
         expected = {
             "norm_weight": (self.hidden_size,),
             "norm_bias": (self.hidden_size,),
@@ -145,8 +161,12 @@ class FrozenHead(nn.Module):
         }
         for name, tensor in self._buffers.items():
             shape = None if tensor is None else tuple(tensor.shape)
-            if expected.get(name) != shape:
-                raise ModelError(f"the LM head's {name} has shape {shape}, expected {expected.get(name)}")
+            if name not in expected:
+                raise ModelError(
+                    f"the LM head has a tensor other than {', '.join(expected)}; export it again"
+                )
+            if expected[name] != shape:
+                raise ModelError(f"the LM head's {name} has shape {shape}, expected {expected[name]}")
 
 
 def export_lm_head(model: nn.Module) -> bytes:

@@ -219,8 +219,8 @@ class Finished(Message):
     """All epochs have been trained.
 
     Attributes:
-        steps: optimizer steps taken.
-        loss: mean training loss of the last epoch; None when no batch was trained.
+        steps: optimizer steps due in all epochs, those of batches without a finite loss among them.
+        loss: mean training loss of the last epoch; None when no step of it had a finite loss.
 
     """
 
@@ -346,7 +346,7 @@ class Metrics(Message):
     """How training goes; may be dropped.
 
     Attributes:
-        step: optimizer steps taken.
+        step: optimizer steps so far, counted as in FINISHED.
         epoch: epoch of the last step, from 1.
         loss: mean training loss since the last METRICS; None before the first step.
         lr: learning rate of the last step.

@@ -79,7 +79,7 @@ def test_the_order_depends_on_the_seed(backbone: Backbone) -> None:
 
 
 def test_language_targets(backbone: Backbone) -> None:
-    """Each token's target is the next; of a prompt with a completion only the completion counts."""
+    """[B-29] Each token's target is the next; of a prompt with a completion only the completion counts."""
     plain, paired = Example("w5 w6 w7"), Example("w5 w6", pair="w7 w8")
     (batch,) = make_batches(
         backbone, [plain], task="causal-lm", batch_size=4, max_length=9, seed=0, heldout=True

@@ -160,8 +160,9 @@ def test_weights_are_checked_before_they_are_used(run_once: Run, good: bool) -> 
             if good:
                 assert await session.pull() == content
             else:
-                with pytest.raises(RemoteProtocolError):
+                with pytest.raises(RemoteProtocolError) as caught:
                     await session.pull()
+                assert caught.value.code == ErrorCode.SCHEMA_MISMATCH
 
     run_once(main())
 

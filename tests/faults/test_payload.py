@@ -268,7 +268,7 @@ def test_row_34_padding_bits(run_once: Run, tmp_path: pathlib.Path) -> None:
 def test_row_35_loss_that_is_not_finite(
     run_once: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Such a step is skipped, with a line in the log; ten in a row end the stream with NON_FINITE."""
+    """[B-44] Such a step is skipped, with a line in the log; ten in a row end the stream with NON_FINITE."""
 
     async def main() -> None:
         async with scene(tmp_path) as stage:

@@ -28,7 +28,7 @@ def _reference(backbone: Backbone, sample: list[int]) -> list[Tensor]:
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_taps_equal_hidden_states(architecture: str) -> None:
-    """Taps come in order, ragged, and equal what transformers reports for each sample by itself."""
+    """[B-41] [B-42] Taps come in order, ragged, and equal what transformers reports for each sample."""
     backbone = Backbone.from_model(tiny_model(architecture), name="tiny", taps=[0, 1, 2, 3])
     taps = collect(backbone, SAMPLES)
     assert [tuple(tap.shape) for tap in taps] == [(11, 16)] * 4

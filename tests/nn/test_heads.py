@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import safetensors.torch
@@ -17,7 +18,7 @@ from tests.nn.tiny import DECODERS, SAMPLES, collect, tiny_model
 
 @pytest.mark.parametrize("architecture", list(DECODERS))
 def test_logits_equal_the_models(architecture: str) -> None:
-    """On the last tap the exported head gives the model's own logits."""
+    """[B-41] [W-15] On the last tap, before the final norm, the head gives the model's own logits."""
     model = tiny_model(architecture)
     head = FrozenHead.from_bytes(export_lm_head(model))
     backbone = Backbone.from_model(model, name="tiny", taps="all")
@@ -41,7 +42,7 @@ def test_logits_equal_the_models(architecture: str) -> None:
     ],
 )
 def test_format(architecture: str, norm: str, softcap: float | None, names: set[str]) -> None:
-    """The bytes are the same each time and state the norm; Gemma's weight is the one in effect."""
+    """[W-13] [W-14] [W-15] The bytes are the same each time; Gemma's weight is the one in effect."""
     model = tiny_model(architecture)
     data = export_lm_head(model)
     assert data == export_lm_head(model)
@@ -65,21 +66,52 @@ def test_unknown_architecture_is_refused() -> None:
         export_lm_head(tiny_model("llama", lm_head=False))
 
 
+SETTINGS: dict[str, object] = {"norm": "none", "eps": 0, "softcap": None, "scale": 1, "format": 1}
+
+
+def head_of(settings: object, **changes: Tensor) -> bytes:
+    """Return a small head as another writer would make it."""
+    tensors = {"head.weight": torch.ones(40, 8), "project.weight": torch.ones(8, 16)} | changes
+    return safetensors.torch.save(tensors, {"mobillm": json.dumps(settings)})
+
+
+def test_a_head_of_another_writer() -> None:
+    """[W-13] [W-14] [W-15] Numbers may be whole, and ``format`` left out."""
+    head = FrozenHead.from_bytes(head_of({"norm": "none", "eps": 0, "softcap": 2, "scale": 3}))
+    logits = head.logits(head.normalise(torch.full((1, 16), 1 / 128)))
+    torch.testing.assert_close(logits, torch.full((1, 40), 2 * math.tanh(3 / 2)))
+
+
 def test_damaged_bytes() -> None:
-    """Bytes that are no head, or whose tensors do not fit, are refused."""
+    """[W-16] Bytes that are no head, or whose tensors do not fit, are refused; the text says why."""
     data = export_lm_head(tiny_model("opt-350m"))
-    with pytest.raises(ModelError, match="cannot be read"):
-        FrozenHead.from_bytes(data[: len(data) // 2])
-    tensors = safetensors.torch.load(data)
-    with pytest.raises(ModelError, match="cannot be read"):
-        FrozenHead.from_bytes(safetensors.torch.save(tensors))
-    settings = {"norm": "none", "eps": 0.0, "softcap": None, "scale": 1.0, "format": 1}
-    wrong = tensors | {"project.weight": torch.zeros(7, 16)}
+    for wrong in (b"", b"garbage", data[: len(data) // 2], bytes(64)):
+        with pytest.raises(ModelError, match="is no safetensors file"):
+            FrozenHead.from_bytes(wrong)
+    with pytest.raises(ModelError, match="__metadata__ lacks the key 'mobillm'"):
+        FrozenHead.from_bytes(safetensors.torch.save(safetensors.torch.load(data)))
+    for text in ("{", "[" * 100_000):
+        with pytest.raises(ModelError, match="settings are no JSON"):
+            FrozenHead.from_bytes(safetensors.torch.save(safetensors.torch.load(data), {"mobillm": text}))
+    with pytest.raises(ModelError, match="settings are no map"):
+        FrozenHead.from_bytes(head_of([1]))
+    with pytest.raises(ModelError, match="settings lack 'eps'"):
+        FrozenHead.from_bytes(head_of({key: value for key, value in SETTINGS.items() if key != "eps"}))
+    with pytest.raises(ModelError, match="1 settings that this version does not know"):
+        FrozenHead.from_bytes(head_of(SETTINGS | {"another": 1}))
     with pytest.raises(ModelError, match=r"project_weight has shape \(7, 16\), expected \(8, 16\)"):
-        FrozenHead.from_bytes(safetensors.torch.save(wrong, {"mobillm": json.dumps(settings)}))
-    for change in ({"norm": "batch"}, {"eps": float("nan")}, {"format": 2}, {"eps": "x"}):
-        with pytest.raises(ModelError, match="settings"):
-            FrozenHead.from_bytes(safetensors.torch.save(tensors, {"mobillm": json.dumps(settings | change)}))
+        FrozenHead.from_bytes(head_of(SETTINGS, **{"project.weight": torch.zeros(7, 16)}))
+    with pytest.raises(ModelError, match=r"lacks a matrix head\.weight"):
+        FrozenHead.from_bytes(head_of(SETTINGS, **{"head.weight": torch.zeros(8)}))
+    with pytest.raises(ModelError, match="has a tensor other than"):
+        FrozenHead.from_bytes(head_of(SETTINGS, another=torch.zeros(8)))
+    changes: list[dict[str, object]] = [
+        {"norm": "batch"}, {"norm": []}, {"eps": math.nan}, {"format": 2}, {"eps": "x"}, {"scale": True},
+        {"softcap": 0},
+    ]  # fmt: skip
+    for change in changes:
+        with pytest.raises(ModelError, match="settings this version cannot use"):
+            FrozenHead.from_bytes(head_of(SETTINGS | change))
 
 
 def test_pooled_head_shapes() -> None:

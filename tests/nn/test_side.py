@@ -131,7 +131,7 @@ def test_step_equals_forward(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["ladder", "parallel", "head"])
 @pytest.mark.parametrize("pool", ["last", "first", "mean"])
 def test_samples_do_not_see_each_other(kind: str, pool: str) -> None:
-    """A sample's class scores are the same alone and in a batch."""
+    """[B-42] A sample's class scores are the same alone and in a batch."""
     network = SideNetwork.from_spec(session(kind=kind, pool=pool, outputs=3))
     _disturb(network)
     taps = sink_taps(11)

@@ -355,7 +355,7 @@ def test_finish_and_detach(run_once: Run, tmp_path: pathlib.Path) -> None:
 
 
 def test_blobs_that_nobody_asked_for(run_once: Run, tmp_path: pathlib.Path) -> None:
-    """Only the blob of the spec is stored, and only with the right content."""
+    """[W-16] Only the blob of the spec is stored, and only with the right content."""
     data = b"no head at all" * 10
     digest = hashlib.sha256(data).digest()
 
@@ -372,7 +372,9 @@ def test_blobs_that_nobody_asked_for(run_once: Run, tmp_path: pathlib.Path) -> N
         async with wire(tmp_path) as near:
             await near.open(_language(digest))
             await near.connection.send(Blob(stream=1, digest=digest, total=140, offset=0, payload=data))
-            assert (await near.expect(Error)).code == ErrorCode.SCHEMA_MISMATCH  # it is no LM head
+            error = await near.expect(Error)
+            assert error.code == ErrorCode.SCHEMA_MISMATCH
+            assert "is no safetensors file" in error.text
 
     run_once(main())
 

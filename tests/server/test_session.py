@@ -150,7 +150,7 @@ def test_disk_that_fails_and_recovers(
 
 
 def test_losses_that_are_not_finite_end_training(run_once: Run, tmp_path: pathlib.Path) -> None:
-    """A few are skipped; many in a row are told to the device."""
+    """[B-44] A few are skipped; many in a row are told to the device."""
     what = spec(codec=CodecSpec(format="f32"))
 
     def spoilt(seq: int) -> Batch:

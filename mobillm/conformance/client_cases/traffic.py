@@ -225,7 +225,7 @@ def _acks() -> Cases:
         )
     return [
         *cases,
-        Draft("X-6", "all batches acknowledged at once, after FINISH", _merged),
+        Draft("X-6 X-20", "all batches acknowledged at once, after FINISH", _merged),
         Draft("X-6 X-2", "acknowledgements a second late", carries_on(committed, _late)),
         Draft("B-32", "GAP for a batch that was sent", _ends_somehow(committed, _gap)),
         Draft("D-57 M-4", "GAP without expected", _wrong(T.GAP, {}, E.DECODE)),

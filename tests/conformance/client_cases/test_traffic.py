@@ -7,5 +7,5 @@ from tests.conformance.running import client_results, passing
 
 
 def test_our_client_passes() -> None:
-    """All cases of the area pass against this package's client; there are no less than these."""
+    """[X-20] All cases of the area pass against this package's client; there are no less than these."""
     assert passing(client_results(select(client_suite(), ["traffic"]))) >= 95

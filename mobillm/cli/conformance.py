@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import re
+import shlex
+import shutil
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +51,7 @@ _CLIENT_EXAMPLES = """\
   mobillm conformance client --listen 127.0.0.1:0 --token-file tokens
   mobillm conformance client --token-file tokens --client-command './client {address} {token}'
 """
+_PLACEHOLDER = re.compile(r"\{\w*\}")
 _PATTERNS = "run these cases only: an area, an id or a statement, with * and ?; can be given again"
 _OWN_CLIENT = f"{sys.executable} -m mobillm.cli.conformance_client {{address}} {{token}}"
 
@@ -123,7 +127,7 @@ def _subject(
         epilog=f"examples:\n{examples}\n{EXIT_CODES}",
     )
     parser.add_argument(
-        "--token-file", type=Path, metavar="T", help="lines TENANT:SECRET; needed but for --list"
+        "--token-file", type=Path, metavar="T", help="lines TENANT:SECRET; required unless --list is given"
     )
     parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help=_PATTERNS)
     parser.add_argument("--list", action="store_true", help="list the cases and run none")
@@ -164,6 +168,7 @@ def _run_client(args: argparse.Namespace) -> int:
     listen: Address = args.listen
     if listen.tls:
         raise ConfigError("--listen", str(listen), "HOST:PORT; clients are tested without TLS")
+    _check_command(args.client_command)
     # One port can be listened on by one case at a time.
     jobs = args.jobs if listen.port == 0 else 1
 
@@ -177,6 +182,21 @@ def _run_client(args: argparse.Namespace) -> int:
         return await run_cases(cases, visit, jobs=jobs, done=done)
 
     return _report(args, f"the client {args.client_command}", len(cases), work)
+
+
+def _check_command(command: str) -> None:
+    """See before the first case that the command can be run."""
+    flag = "--client-command"
+    try:
+        words = shlex.split(command)
+    except ValueError as exc:
+        raise ConfigError(flag, command, f"a command as in a shell ({str(exc).lower()})") from None
+    unknown = set(_PLACEHOLDER.findall(command)) - {"{address}", "{token}"}
+    if unknown:
+        raise ConfigError(flag, min(unknown), "no other words in braces than {address} and {token}")
+    if not words or shutil.which(words[0]) is None:
+        program = words[0] if words else ""
+        raise ConfigError(flag, program, "a program that is there and can be run")
 
 
 def _chosen(args: argparse.Namespace, cases: Sequence[Case[Any]]) -> list[Case[Any]]:

@@ -179,7 +179,8 @@ class Server:
             await self._log_in(connection, host)
             await self._handler(connection)
         except ConnectionClosed as exc:
-            logger.info("x %s: %s", connection.peer, exc)
+            who = f" as {connection.endpoint.tenant!r}" if exc.code == ErrorCode.AUTH_FAILED else ""
+            logger.info("x %s%s: %s", connection.peer, who, exc)
         except MobiLLMError as exc:
             logger.warning("! %s: %s", connection.peer, exc)
             connection.fail(ErrorCode.INTERNAL, "the server failed; its log says why", FAILURE_PAUSE)

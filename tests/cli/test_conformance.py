@@ -79,3 +79,25 @@ def test_wrong_use(server: RunningServer, tmp_path: Path, capsys: pytest.Capture
     text = fails(capsys, *SERVER, address, "--token-file", str(wrong))
     assert text.endswith("check --token-file")
     assert "without TLS" in fails(capsys, *CLIENT, "--listen", "mobillms://127.0.0.1:0", *token, status=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("/no/such/client {address}", "/no/such/client"),
+        ("", "a program that is there"),
+        ("client 'x", "no closing quotation"),
+        ("sh {adress} {token}", "{adress}"),
+        ("sh {}", "no other words in braces than {address} and {token}"),
+    ],
+)
+def test_a_client_that_cannot_be_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, text: str
+) -> None:
+    """It is wrong usage, and no case is run."""
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    token.chmod(0o600)
+    seen = fails(capsys, *CLIENT, "--token-file", str(token), "--client-command", command, status=2)
+    assert "--client-command" in seen
+    assert text in seen

@@ -232,8 +232,9 @@ def test_devices_that_come_at_once_all_get_in(run: Run) -> None:
 
 
 @pytest.mark.parametrize("tenant", [TENANT, "nobody"])
-def test_guessing_is_slowed_down(run: Run, tenant: str) -> None:
+def test_guessing_is_slowed_down(run: Run, tenant: str, caplog: pytest.LogCaptureFixture) -> None:
     """[A-14] [A-15] [A-5] [E-10] After some wrong tokens even a right one has to wait, whoever is named."""
+    caplog.set_level(logging.INFO, logger="mobillm")
 
     async def main() -> None:
         async with await server(idle) as listening:
@@ -257,6 +258,7 @@ def test_guessing_is_slowed_down(run: Run, tenant: str) -> None:
                 await (await device(listening)).close()
 
     run(main())
+    assert f" as {tenant!r}: connection closed: AUTH_FAILED: " in caplog.text
 
 
 def test_the_handshake_is_refused_while_the_server_stops(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 from typing import Any
 
@@ -65,6 +66,8 @@ def _missing() -> Cases:
         Draft("W-1 W-4", "a blob in parts of 100 bytes", functools.partial(_stored, 100)),
         Draft("W-1 W-4", "a blob in parts of 1 byte", functools.partial(_stored, 1)),
         Draft("O-5 W-4", "a stored blob is not missing for the next session", _known_later),
+        Draft("W-16", "a head that is no safetensors file", functools.partial(_no_head, False)),
+        Draft("W-16", "a head without settings", functools.partial(_no_head, True)),
         Draft("O-22", "a blob that the spec does not name", _unnamed),
         Draft("O-22", "a blob on a session that needs none", _not_needed),
         Draft("K-26 W-1", "a blob that broke off is sent from its start again", _broken_off),
@@ -104,6 +107,18 @@ async def _known_later(lab: Lab) -> None:
     opened = await lab.answered(peer, 1)
     if opened.missing:
         raise Deviation("expected no missing blob after STORED; OPENED lists one")
+
+
+async def _no_head(is_file: bool, lab: Lab) -> None:
+    content = _fresh()
+    if is_file:
+        tensor = {"dtype": "F32", "shape": [4, 43], "data_offsets": [0, 688]}
+        header = json.dumps({"head.weight": tensor}).encode()
+        content = len(header).to_bytes(8, "little") + header + content[:688]
+    stream = await _language(lab, content)
+    await stream.send(part(0, len(content), content=content))
+    await stream.failed(E.SCHEMA_MISMATCH)
+    await stream.peer.alive()
 
 
 async def _unnamed(lab: Lab) -> None:

@@ -11,7 +11,7 @@ from tests.conformance.running import passing, server_results
 
 
 def test_our_server_passes(target: Target) -> None:
-    """All cases of the area pass against this package's server; there are no less than these."""
+    """[W-16] All cases of the area pass against this package's server; there are no less than these."""
     assert passing(server_results(target, select(server_suite(), ["blobs"]))) >= 25
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Sequence
 
 from ..errors import ConfigError, QuantizationError
 from ..formats import BLOCKS, MAX_RANK, Format, packed_size, row_size
 
 __all__ = ["Layout", "Span", "code_size", "misfit", "refusal"]
+
+# What numpy and torch can count in bytes, at 8 a value; axes of length 0 do not help them.
+_MAX_VALUES = 1 << 60
 
 
 def code_size(bits: int, values: int) -> int:
@@ -66,11 +70,20 @@ class Layout:
             shape: axes of the tensor; an empty shape is one row of one value.
 
         Raises:
-            ConfigError: the block is not 32, 64 or 128, or the shape has more than 8 axes or a
-                negative one.
+            ConfigError: the format or the block is none, the shape has more than 8 axes or one that is not
+                a length, or there are more than 2**60 values, axes of length 0 not counted.
 
         """
-        return _lay_out(fmt, block, tuple(shape))
+        # Before the cache, for which 64.0 equals 64 and the number 20 equals ASYM4.
+        if not isinstance(fmt, Format):
+            raise ConfigError("fmt", fmt, "a Format")
+        if type(block) is not int:
+            raise ConfigError("block", block, "32, 64 or 128, an integer")
+        try:
+            axes = tuple(map(operator.index, shape))
+        except TypeError:
+            raise ConfigError("shape", shape, f"at most {MAX_RANK} axes, all integers") from None
+        return _lay_out(fmt, block, axes)
 
     def check_packed(self, seen: int, fmt: Format, block: int, shape: Sequence[int]) -> None:
         """Refuse a packed tensor that has ``seen`` bytes instead of :attr:`size`.
@@ -92,9 +105,11 @@ class Layout:
 @functools.lru_cache(maxsize=1024)
 def _lay_out(fmt: Format, block: int, shape: tuple[int, ...]) -> Layout:
     if block not in BLOCKS:
-        raise ConfigError("block", block, "32, 64 or 128")
+        raise ConfigError("block", block, "32, 64 or 128, an integer")
     if len(shape) > MAX_RANK or any(axis < 0 for axis in shape):
         raise ConfigError("shape", list(shape), f"at most {MAX_RANK} axes, none of them negative")
+    if math.prod(axis or 1 for axis in shape) > _MAX_VALUES:
+        raise ConfigError("shape", list(shape), "at most 2**60 values, axes of length 0 not counted")
     width = shape[-1] if shape else 1
     return Layout(
         rows=math.prod(shape[:-1]),

@@ -159,7 +159,8 @@ def _encode_table(fmt: Format, values: torch.Tensor, out: _Octets) -> bool:
     size = code_size(fmt.bits, n)
     absmax = torch.maximum(-low, high)
     if fmt is Format.F8:
-        inverse = F8_MAX / absmax.clamp_min(float(blocks.SMALLEST))
+        # torch turns a Python number over a tensor into its reciprocal times the number: two roundings.
+        inverse = torch.div(torch.tensor(F8_MAX), absmax.clamp_min(float(blocks.SMALLEST)))
         codes = (values * inverse[:, None]).to(torch.float8_e4m3fn).view(torch.uint8)
         bitpack.copy_octets(codes.numpy(), out[:, :size])
     elif n % 2:

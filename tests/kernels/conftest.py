@@ -74,6 +74,7 @@ def _hard_values() -> dict[str, Array]:
         "FP4 table": _f32([*table_of(Format.FP4).values, *(table_of(Format.FP4).values / 3)]),
         "F8 table": _f32(table_of(Format.F8).values[:127] * 448),
         "F8 ties": _f32([448.0, *(np.arange(16) + 0.5) * 2.0**-9, *(np.arange(16) + 8.5) * 4]),
+        "F8 ties after a division": _f32([[720.0, 1920.0], [3.0, 26.0], [5.0, 44.0], [1.75, 11.0]]),
         "absolute maximum rounds down": _f32([1.0004, -1.0004, 0.7, -0.7]),
         "bf16 ties": _f32([1.00390625, 1.01171875, -1.00390625, 1.0039063, 1.0039062]),
         "fp16 ties": _f32([2049.0, 2051.0, 6.1e-5, 2.98e-8, 8.9e-8, -2.98e-8]),

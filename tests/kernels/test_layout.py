@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,36 @@ def test_unknown_block_is_refused(block: int) -> None:
     """Only the three block lengths of the format table exist."""
     with pytest.raises(ConfigError, match=r"block is .*expected 32, 64 or 128"):
         Layout.of(Format.ASYM4, block, (3,))
+
+
+@pytest.mark.parametrize("block", [64.0, "64", None])
+def test_block_of_another_type_is_refused(block: Any) -> None:
+    """What equals an integer is none, and the refusal stays without consequence for the right type."""
+    with pytest.raises(ConfigError, match=r"block is .*expected 32, 64 or 128, an integer"):
+        Layout.of(Format.NF4, block, (3, 11))
+    assert type(Layout.of(Format.NF4, 64, (3, 11)).row_size) is int
+
+
+def test_format_is_no_number() -> None:
+    """A wire code that was not looked up is refused, also after its format was laid out."""
+    Layout.of(Format.ASYM4, 64, (3, 12))
+    code: Any = 20
+    with pytest.raises(ConfigError, match=r"fmt is 20; expected a Format"):
+        Layout.of(code, 64, (3, 12))
+
+
+@pytest.mark.parametrize("shape", [(2.0, 64), ("2",), (None,), 7])
+def test_axes_are_integers(shape: Any) -> None:
+    """A length that is no integer is refused before anything is counted."""
+    with pytest.raises(ConfigError, match=r"shape is .*at most 8 axes"):
+        Layout.of(Format.ASYM4, 64, shape)
+
+
+@pytest.mark.parametrize("shape", [(0, 2**63), (2**40, 0, 2**40), (2**61,)])
+def test_shape_that_no_memory_holds_is_refused(shape: tuple[int, ...]) -> None:
+    """Axes count even beside one of length 0: numpy and torch cannot make such an array."""
+    with pytest.raises(ConfigError, match=r"shape is .*2\*\*60 values"):
+        Layout.of(Format.ASYM4, 64, shape)
 
 
 @pytest.mark.parametrize("shape", [(1,) * 9, (2, -1)])

@@ -106,6 +106,17 @@ def test_blocks_of_every_magnitude_equal_the_numpy_backend(exponent: int) -> Non
             assert quantize(values, fmt).numpy().tobytes() == packed.tobytes()
 
 
+@pytest.mark.parametrize("step", [2.0**-6, 0.25, 1.0, 16.0, 480.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_of_few_digits_equal_the_numpy_backend(dtype: torch.dtype, step: float) -> None:
+    """Rounded values often lie between two codes, where one rounding too many shows."""
+    x = (sample(300, 64).round() * step).to(dtype)
+    x[:4, :2] = torch.tensor([720.0, 1920.0])
+    for fmt in (fmt for fmt in FLOAT_FORMATS if fmt.is_block):
+        packed = numpy_backend.quantize(x.float().numpy(), fmt)
+        assert quantize(x, fmt).numpy().tobytes() == packed.tobytes(), fmt
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("width", [100, 128])
 def test_half_precision_input_is_widened_exactly(fmt: Format, dtype: torch.dtype, width: int) -> None:

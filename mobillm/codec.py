@@ -114,6 +114,7 @@ def calibrate(array: Any, name: str) -> Equalizer | None:
 
     """
     try:
+        kernels.check_sample(tuple(array.shape), array.dtype)
         if _is_torch(array):
             largest = array.detach().abs().amax(dim=0).float().cpu().numpy()
         else:

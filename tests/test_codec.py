@@ -67,6 +67,21 @@ def test_errors_name_the_tensor() -> None:
         unpack(TensorHeader(Format.F32, 0, (2,)), b"1234")
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), ()])
+def test_calibration_needs_a_sample(shape: tuple[int, ...]) -> None:
+    """An array without a token is refused by name before anything is reduced."""
+    for array in (np.zeros(shape, np.float32), torch.zeros(shape)):
+        with pytest.raises(ConfigError, match=r"tap 3: x is .*at least one token"):
+            calibrate(array, "tap 3")
+
+
+def test_calibration_needs_floats() -> None:
+    """A type that has no magnitude is refused by name too."""
+    for array in (np.full((3, 4), "a"), np.zeros((3, 4)), torch.zeros(3, 4, dtype=torch.bool)):
+        with pytest.raises(ConfigError, match=r"tap 3: x\.dtype is .*float32 or float16"):
+            calibrate(array, "tap 3")
+
+
 def good() -> dict[int, TensorHeader]:
     """Return the headers of a batch of three samples and nine tokens."""
     tap = TensorHeader(Format.ASYM4, 32, (9, 16))

@@ -6,8 +6,8 @@ import :mod:`mobillm.kernels.torch_backend`, whose functions have the same names
 
 from __future__ import annotations
 
-from .equalizer import calibrate, check_equalizer
+from .equalizer import calibrate, check_equalizer, check_sample
 from .layout import Layout, Span
 from .numpy_backend import dequantize, quantize
 
-__all__ = ["Layout", "Span", "calibrate", "check_equalizer", "dequantize", "quantize"]
+__all__ = ["Layout", "Span", "calibrate", "check_equalizer", "check_sample", "dequantize", "quantize"]

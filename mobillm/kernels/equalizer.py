@@ -34,27 +34,35 @@ def calibrate(x: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
         float16 [width], every factor positive.
 
     Raises:
-        ConfigError: the type is another one, there is no value, or a channel's median is not finite.
+        ConfigError: the type is another one, there is no value, or a channel's factor is above 65504, as
+            that of a median that is not finite or above 4.29e9.
 
     """
-    if x.dtype not in (np.float32, np.float16):
-        raise ConfigError("x.dtype", str(x.dtype), "float32 or float16; convert the values first")
-    check_sample(x.shape)
+    check_sample(x.shape, x.dtype)
     size = np.abs(x.reshape(-1, x.shape[-1]).astype(np.float32))
     middle = (len(size) - 1) // 2
     median = np.partition(size, middle, axis=0)[middle]
-    factors: npt.NDArray[np.float16] = np.sqrt(np.maximum(median, SMALLEST_MEDIAN)).astype(np.float16)
+    with np.errstate(over="ignore"):
+        factors: npt.NDArray[np.float16] = np.sqrt(np.maximum(median, SMALLEST_MEDIAN)).astype(np.float16)
     check_equalizer(factors, len(factors))
     return factors
 
 
-def check_sample(shape: tuple[int, ...]) -> None:
-    """Refuse a sample for calibration without channels or without tokens.
+def check_sample(shape: tuple[int, ...], dtype: object) -> None:
+    """Refuse a sample that nothing can be calibrated on.
+
+    Args:
+        shape: its axes.
+        dtype: its type, of numpy or torch.
 
     Raises:
-        ConfigError: there is no axis, or one of length 0.
+        ConfigError: the type is none that the kernels take, there is no axis, or one of length 0.
 
     """
+    library, _, name = str(dtype).rpartition(".")
+    accepted = ("float32", "float16", "bfloat16") if library == "torch" else ("float32", "float16")
+    if name not in accepted:
+        raise ConfigError("x.dtype", name, f"{' or '.join(accepted)}; convert the values first")
     if not shape or 0 in shape:
         raise ConfigError("x", list(shape), "hidden states [..., width] of at least one token")
 
@@ -79,7 +87,9 @@ def check_equalizer(factors: npt.NDArray[Any], width: int, fmt: Format = Format.
     if not (np.isfinite(factors) & (factors > 0)).all():
         channel = int(np.argmin(np.isfinite(factors) & (factors > 0)))
         raise ConfigError(
-            f"equalizer[{channel}]", float(factors[channel]), "a positive number; calibrate on finite values"
+            f"equalizer[{channel}]",
+            float(factors[channel]),
+            "a positive number; calibrate on finite values below 4.29e9",
         )
 
 

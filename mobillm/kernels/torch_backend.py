@@ -48,13 +48,11 @@ def calibrate(x: torch.Tensor) -> torch.Tensor:
         float16 [width] on the device of ``x``, every factor positive.
 
     Raises:
-        ConfigError: the type is another one, there is no value, or a channel's median is not finite.
+        ConfigError: the type is another one, there is no value, or a channel's factor is above 65504, as
+            that of a median that is not finite or above 4.29e9.
 
     """
-    if x.dtype not in _FLOATS:
-        seen = str(x.dtype).removeprefix("torch.")
-        raise ConfigError("x.dtype", seen, "float32, float16 or bfloat16; convert the values first")
-    check_sample(tuple(x.shape))
+    check_sample(tuple(x.shape), x.dtype)
     size = x.detach().reshape(-1, x.shape[-1]).to(torch.float32).abs()
     median = size.median(dim=0).values.clamp_min(float(SMALLEST_MEDIAN))
     factors = median.sqrt().to(torch.float16)

@@ -140,7 +140,7 @@ def _encode_top_bits(fmt: Format, values: torch.Tensor, out: _Octets) -> bool:
     statistics = _workspace.take("statistics", (len(rows), 2), np.float32)
     bitpack.copy_octets(rows[:, n:], statistics.view(np.uint8))
     # A block ends at its minimum plus 255 steps; one step more makes up for rounding.
-    bounded = statistics.min() >= -F16_MAX and 257 * statistics.max() <= F16_MAX
+    bounded = statistics.min() >= -F16_MAX and statistics.max() <= F16_MAX / 257
     if not _fits(values, bool(bounded)):
         return False
     if fmt.bits < 8:

@@ -168,3 +168,8 @@ def test_calibration_refuses_other_types_and_overflow() -> None:
     bad[:, 2] = math.inf
     with pytest.raises(ConfigError, match=r"equalizer\[2\] is inf"):
         calibrate(bad)
+    for large in (4.3e9, 3e38):
+        with pytest.raises(ConfigError, match=r"equalizer\[0\] is inf; .* below 4.29e9"):
+            calibrate(np.full((3, 4), large, np.float32))
+        with pytest.raises(ConfigError, match=r"equalizer\[0\] is inf; .* below 4.29e9"):
+            torch_backend.calibrate(torch.full((3, 4), large))

@@ -165,7 +165,7 @@ def test_non_finite_value_is_refused_with_its_place(
     assert str(caught.value.value) == str(bad)
 
 
-@pytest.mark.parametrize("bad", [65520.0, -65504.0039, 1e38])
+@pytest.mark.parametrize("bad", [65520.0, -65504.0039, 1e38, 3.38e38])
 def test_value_above_the_limit_is_refused(fmt: Format, bad: float) -> None:
     """What fp16 cannot hold is refused by every format that stores fp16, and by no other."""
     x = sample((3, 70))

@@ -86,18 +86,19 @@ class LayerStore:
             self._held[number % 2] = number
         if self._held[layer % 2] != layer:
             self._held[layer % 2] = None
+            self.reads += 1
             self._read(layer)
             self._held[layer % 2] = layer
         following = (layer + 1) % self.depth
         if following % 2 != layer % 2 and self._held[following % 2] != following:
             self._held[following % 2] = None
+            self.reads += 1
             self._coming = following, self._reader.submit(self._read, following)
 
     def _before(self, layer: int, *_: Any) -> None:
         self.bring(layer)
 
     def _read(self, layer: int) -> None:
-        self.reads += 1
         for name, target in self._targets[layer].items():
             self._checkpoint.read(name, target)
 

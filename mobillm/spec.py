@@ -7,6 +7,7 @@ does not know is ignored unless it starts with ``!``, which marks it critical.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -47,7 +48,12 @@ _MAX_VOCABULARY = 1 << 22
 
 
 class _Record:
-    """A frozen dataclass that can be written to and read from a map."""
+    """A frozen dataclass that can be written to and read from a map.
+
+    Raises:
+        ConfigError: a field has another type, or is out of range.
+
+    """
 
     __slots__ = ()
 
@@ -77,7 +83,7 @@ class _Record:
         """
         if not isinstance(values, Mapping):
             raise ConfigError(where, _short(values), "a map")
-        hints = typing.get_type_hints(cls)
+        hints = _hints(typing.cast(Any, cls))
         fields = dataclasses.fields(typing.cast(Any, cls))
         known = {field.name for field in fields}
         for key in values:
@@ -91,6 +97,31 @@ class _Record:
                 continue
             found[field.name] = _read(hints[field.name], values[field.name], f"{where}.{field.name}")
         return cls(**found)
+
+    def _check_types(self, where: str) -> None:
+        for name, hint in _hints(typing.cast(Any, type(self))).items():
+            value = getattr(self, name)
+            if not _is_a(hint, value):
+                raise ConfigError(where + name, _short(value), f"a value of type {_type_name(hint)}")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)  # takes longer than all checks
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if type(hint) is type else str(hint)
+
+
+def _is_a(hint: Any, value: object) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_is_a(arm, value) for arm in hint.__args__)
+    if hint == tuple[int, ...]:
+        return isinstance(value, tuple) and all(_is_a(int, item) for item in value)
+    if isinstance(value, bool):  # which Python counts as an integer
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
 
 
 def _read(hint: Any, value: object, where: str) -> Any:
@@ -140,6 +171,7 @@ class ModelSpec(_Record):
     taps: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        self._check_types("model.")
         _check(len(self.name) <= _MAX_NAME, "model.name", _short(self.name), "at most 128 characters")
         _check(
             1 <= self.hidden_size <= _MAX_WIDTH, "model.hidden_size", self.hidden_size, f"1 to {_MAX_WIDTH}"
@@ -179,6 +211,7 @@ class SideSpec(_Record):
     pool: str = "last"
 
     def __post_init__(self) -> None:
+        self._check_types("side.")
         _check(self.kind in KINDS, "side.kind", self.kind, f"one of {', '.join(KINDS)}")
         _check(1 <= self.width <= _MAX_WIDTH, "side.width", self.width, f"1 to {_MAX_WIDTH}")
         _check(
@@ -214,6 +247,7 @@ class OptimizerSpec(_Record):
     ema: float = 0.98
 
     def __post_init__(self) -> None:
+        self._check_types("optimizer.")
         _check(0.0 < self.lr <= 10.0, "optimizer.lr", self.lr, "a number above 0, at most 10")
         _check(0.0 <= self.weight_decay <= 10.0, "optimizer.weight_decay", self.weight_decay, "0 to 10")
         _check(
@@ -243,6 +277,7 @@ class CodecSpec(_Record):
     bits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_types("codec.")
         fmt = Format.parse(self.format)
         if fmt is Format.I32:
             raise ConfigError("codec.format", self.format, "a format for activations")
@@ -298,6 +333,7 @@ class SessionSpec(_Record):
     tokens: str = "all"
 
     def __post_init__(self) -> None:
+        self._check_types("")
         _check(self.task in TASKS, "task", self.task, f"one of {', '.join(TASKS)}")
         _check(1 <= self.outputs <= _MAX_VOCABULARY, "outputs", self.outputs, f"1 to {_MAX_VOCABULARY}")
         _check(self.task != "regression" or self.outputs == 1, "outputs", self.outputs, "1 for regression")

@@ -199,6 +199,39 @@ def test_bounds_of_every_field(record: Record, field: str, good: list[Any], bad:
             dataclasses.replace(record, **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("record", "changes"),
+    [
+        (MODEL, {"name": b"x"}),
+        (MODEL, {"hidden_size": 8.0}),
+        (MODEL, {"taps": [1, 2]}),
+        (MODEL, {"taps": (True, 2)}),
+        (SideSpec(), {"heads": True}),
+        (SideSpec(), {"dropout": "0.1"}),
+        (OptimizerSpec(), {"lr": None}),
+        (OptimizerSpec(), {"ema": False}),
+        (CodecSpec(), {"format": Format.NF4}),
+        (CodecSpec(), {"block": 64.0}),
+        (CodecSpec(), {"equalize": "yes"}),
+        (CodecSpec(), {"equalize": 1}),
+        (CodecSpec(), {"bits": (4.0,)}),
+        (CodecSpec(), {"bits": "48"}),
+        (CodecSpec(), {"bits": 4}),
+        (CLASSIFICATION, {"model": {}}),
+        (CLASSIFICATION, {"epochs": 2.0}),
+        (CLASSIFICATION, {"batches": "3"}),
+        (CLASSIFICATION, {"head": b""}),
+    ],
+)
+def test_constructors_check_types(record: Record, changes: dict[str, Any]) -> None:
+    """What would only fail later, or at the other end, is refused by name at once."""
+    ((field, value),) = changes.items()
+    with pytest.raises(ConfigError, match="a value of type") as caught:
+        dataclasses.replace(record, **changes)
+    assert caught.value.field.split(".")[-1] == field
+    assert caught.value.value == repr(value)
+
+
 def test_every_field_has_a_case() -> None:
     """No field is added without its bounds."""
     tested = {(type(record), field) for record, field, _, _ in CASES}

@@ -65,7 +65,7 @@ class TensorHeader:
         equalizer: CRC32C of the packed factors that the channels were divided by; None: by nothing.
 
     Raises:
-        ValueError: the three do not describe a tensor.
+        ValueError: they do not describe a tensor, or have another type.
 
     Attributes:
         size: exact bytes of the packed tensor.
@@ -79,6 +79,11 @@ class TensorHeader:
     size: int = dataclasses.field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.format, Format):
+            raise ValueError(f"{self.format!r} in the place of a packed format")
+        numbers = (self.block, *self.shape, *(() if self.equalizer is None else (self.equalizer,)))
+        if not all(type(number) is int for number in numbers):
+            raise ValueError("a block, a dimension or an equalizer that is not an integer")
         if self.format.is_block:
             if self.block not in BLOCKS:
                 raise ValueError(f"a block of {self.block} values; accepted are {BLOCKS}")

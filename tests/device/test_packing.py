@@ -25,7 +25,7 @@ def _tap(value: float, dtype: Any = np.float32) -> Any:
 @pytest.mark.parametrize(
     ("taps", "lengths", "targets", "match"),
     [
-        (GOOD.taps[:1], GOOD.lengths, GOOD.targets, "tap 1 is 'is missing'"),
+        (GOOD.taps[:1], GOOD.lengths, GOOD.targets, "tap 1 is 'missing'"),
         ([*GOOD.taps, GOOD.taps[0]], GOOD.lengths, GOOD.targets, "tap 2"),
         ([t[:, :8] for t in GOOD.taps], GOOD.lengths, GOOD.targets, "tap 0 is .*; expected the shape"),
         ([GOOD.taps[0], GOOD.taps[1][:-1]], GOOD.lengths, GOOD.targets, "tap 1 is .*; expected the shape"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 
 from mobillm.formats import Format, packed_size
@@ -56,6 +59,16 @@ def test_impossible_headers_are_refused(fmt: Format, block: int, shape: tuple[in
     """[B-14] [L-10] Block, rank and dimensions have bounds."""
     with pytest.raises(ValueError, match=text):
         TensorHeader(fmt, block, shape)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"format": 20}, {"block": 64.0}, {"shape": (1.5,)}, {"shape": (True,)}, {"equalizer": 1.0}],
+)
+def test_headers_hold_integers(changes: dict[str, Any]) -> None:
+    """A number of another type would only fail when the header is written."""
+    with pytest.raises(ValueError, match=r"not an integer|20 in the place of a packed format"):
+        dataclasses.replace(TensorHeader(Format.ASYM4, 64, (4,)), **changes)
 
 
 def test_bounds_are_inclusive() -> None:

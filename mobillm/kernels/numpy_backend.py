@@ -20,7 +20,7 @@ from .layout import Layout, misfit, refusal
 from .tables import largest
 from .workspace import Workspace
 
-__all__ = ["Equalizer", "Packed", "dequantize", "quantize"]
+__all__ = ["Equalizer", "Packed", "check_apart", "dequantize", "octets_of", "quantize"]
 
 Packed = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 Equalizer = npt.NDArray[np.float16]
@@ -49,7 +49,7 @@ def quantize(
         block: consecutive values of the last axis that share a scale: 32, 64 or 128.
         equalizer: float16 factors [width] from :func:`~mobillm.kernels.calibrate`, by which channels are
             divided first; None divides by nothing.
-        out: contiguous uint8 array for the result; None takes new memory.
+        out: contiguous uint8 array for the result, which must not overlap ``x``; None takes new memory.
 
     Returns:
         uint8 [:func:`~mobillm.formats.packed_size`]: ``out``, or a new array.
@@ -68,7 +68,7 @@ def quantize(
         )
     if equalizer is not None:
         check_equalizer(equalizer, layout.width, fmt)
-    packed = _memory(out, (layout.size,), _OCTET)
+    packed = _memory(out, (layout.size,), _OCTET, x)
     inverse = None if equalizer is None else reciprocal(equalizer)
     if layout.size == 0:
         pass
@@ -100,24 +100,25 @@ def dequantize(
         shape: axes of the tensor; an empty shape is a single value.
         block: consecutive values of the last axis that share a scale: 32, 64 or 128.
         equalizer: the factors that the tensor was quantized with, or None.
-        out: contiguous array for the result, with as many items; None takes new memory.
+        out: contiguous array for the result, with as many items, which must not overlap ``packed``; None
+            takes new memory.
 
     Returns:
         ``out`` or a new array, as ``shape``; int32 for ``I32``, else float32. The content is not checked:
         damaged bytes may give values that are not finite.
 
     Raises:
-        ConfigError: the size does not fit the shape, the rank or the block is out of range, or the
-            equalizer or ``out`` does not fit.
+        ConfigError: ``packed`` holds something else than bytes, the size does not fit the shape, the rank or
+            the block is out of range, or the equalizer or ``out`` does not fit.
 
     """
     layout = Layout.of(fmt, block, shape)
     if equalizer is not None:
         check_equalizer(equalizer, layout.width, fmt)
-    octets = np.frombuffer(packed, np.uint8)
+    octets = octets_of(packed)
     layout.check_packed(octets.size, fmt, block, shape)
     factors = None if equalizer is None else equalizer.astype(np.float32)
-    values = _memory(out, tuple(shape), _INTEGER if fmt is Format.I32 else _FLOAT)
+    values = _memory(out, tuple(shape), _INTEGER if fmt is Format.I32 else _FLOAT, octets)
     if layout.size == 0:
         pass
     elif native.can(fmt):
@@ -134,7 +135,39 @@ def dequantize(
     return values
 
 
-def _memory(out: npt.NDArray[Any] | None, shape: tuple[int, ...], kind: np.dtype[Any]) -> npt.NDArray[Any]:
+def octets_of(packed: Packed) -> npt.NDArray[np.uint8]:
+    """View packed bytes as a flat array.
+
+    Raises:
+        ConfigError: ``packed`` is no buffer, has gaps, or holds items of another type.
+
+    """
+    buffer: Any = packed  # numpy's types do not say that an array is a buffer
+    try:
+        view = memoryview(buffer)
+    except (TypeError, ValueError):  # no buffer, or one that Python cannot describe
+        raise ConfigError("packed", type(packed).__name__, "bytes or a contiguous uint8 array") from None
+    if view.format != "B" or not view.c_contiguous:
+        gaps = "" if view.c_contiguous else ", not contiguous"
+        seen = f"{type(packed).__name__} of items {view.format!r}{gaps}"
+        raise ConfigError("packed", seen, "bytes or a contiguous uint8 array")
+    return np.frombuffer(packed, np.uint8)
+
+
+def check_apart(out: npt.NDArray[Any], source: npt.NDArray[Any]) -> None:
+    """Refuse memory for a result whose addresses reach into those of the input.
+
+    Raises:
+        ConfigError: they do.
+
+    """
+    if np.may_share_memory(out, source):
+        raise ConfigError("out", "memory of the input", "memory that does not overlap the input's")
+
+
+def _memory(
+    out: npt.NDArray[Any] | None, shape: tuple[int, ...], kind: np.dtype[Any], source: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
     if out is None:
         return np.empty(shape, kind)
     if (
@@ -144,6 +177,7 @@ def _memory(out: npt.NDArray[Any] | None, shape: tuple[int, ...], kind: np.dtype
         or not out.flags.writeable
     ):
         raise misfit(out.size, str(out.dtype), math.prod(shape), kind.name)
+    check_apart(out, source)
     return out.reshape(shape)
 
 

@@ -77,7 +77,8 @@ def quantize(
         block: consecutive values of the last axis that share a scale: 32, 64 or 128.
         equalizer: float16 factors [width] from :func:`calibrate`, by which channels are divided first;
             None divides by nothing.
-        out: contiguous uint8 tensor in main memory for the result; None takes new memory.
+        out: contiguous uint8 tensor in main memory for the result, which must not overlap ``x``; None takes
+            new memory.
 
     Returns:
         uint8 [:func:`~mobillm.formats.packed_size`]: ``out``, or a new tensor on the device of ``x``, whose
@@ -94,12 +95,12 @@ def quantize(
         names = " or ".join(str(kind).removeprefix("torch.") for kind in accepted)
         seen = str(x.dtype).removeprefix("torch.")
         raise ConfigError("x.dtype", seen, f"{names} for {fmt.name.lower()}; convert it first")
-    x = x.detach()
+    x = x.detach().resolve_neg()
     if equalizer is not None:
-        check_equalizer(equalizer.detach().cpu().numpy(), layout.width, fmt)
-        equalizer = torch.reciprocal(equalizer.detach().to(x.device, torch.float32))
+        check_equalizer(_factors(equalizer), layout.width, fmt)
+        equalizer = torch.reciprocal(equalizer.detach().resolve_neg().to(x.device, torch.float32))
     if out is not None:
-        _check_out(out, layout.size, torch.uint8)
+        _check_out(out, layout.size, torch.uint8, _array(x) if x.is_cpu else None)
     if layout.size == 0:
         packed = torch.empty(0, dtype=torch.uint8, device=x.device)
     elif x.is_cpu and native.can(fmt):
@@ -138,7 +139,7 @@ def dequantize(
             None means where ``packed`` is.
         equalizer: the factors that the tensor was quantized with, on any device, or None.
         out: contiguous tensor in main memory for the result, float32 (``I32``: int32), with as many items;
-            None takes new memory. Without ``dtype`` and ``device``.
+            None takes new memory. It must not overlap ``packed``. Without ``dtype`` and ``device``.
 
     Returns:
         ``out`` or a new tensor, as ``shape``. The content is not checked: damaged bytes may give values that
@@ -149,24 +150,28 @@ def dequantize(
             or ``out`` does not fit, or ``packed`` is a tensor of another type than uint8.
 
     """
-    if isinstance(packed, torch.Tensor) and packed.dtype is not torch.uint8:
-        raise ConfigError("packed.dtype", str(packed.dtype).removeprefix("torch."), "uint8")
-    if device is None and isinstance(packed, torch.Tensor):
-        device = packed.device
+    layout = Layout.of(fmt, block, shape)
+    if isinstance(packed, torch.Tensor):
+        if packed.dtype is not torch.uint8:
+            raise ConfigError("packed.dtype", str(packed.dtype).removeprefix("torch."), "uint8")
+        packed = packed.detach().resolve_neg()
+        device = packed.device if device is None else device
+    if out is not None:
+        kind = torch.int32 if fmt is Format.I32 else torch.float32
+        _check_out(out, layout.rows * layout.width, kind, _octets_here(packed))
     if native.can(fmt) and (out is not None or device is None or torch.device(device).type == "cpu"):
         array = numpy_backend.dequantize(
-            packed.detach().cpu().contiguous().numpy() if isinstance(packed, torch.Tensor) else packed,
+            packed.cpu().contiguous().numpy() if isinstance(packed, torch.Tensor) else packed,
             fmt,
             shape,
             block,
-            equalizer=None if equalizer is None else equalizer.detach().cpu().numpy(),
+            equalizer=None if equalizer is None else _factors(equalizer),
             out=None if out is None else out.numpy(),
         )
         values = torch.from_numpy(array)
     else:
         values = _dequantize_torch(packed, fmt, shape, block, device, equalizer)
         if out is not None:
-            _check_out(out, values.numel(), values.dtype)
             values = out.reshape(tuple(shape)).copy_(values)
     return values if dtype is None else values.to(dtype)
 
@@ -183,7 +188,7 @@ def _dequantize_torch(
     octets = packed if isinstance(packed, torch.Tensor) else _as_tensor(packed)
     layout.check_packed(octets.numel(), fmt, block, shape)
     if equalizer is not None:
-        check_equalizer(equalizer.detach().cpu().numpy(), layout.width, fmt)
+        check_equalizer(_factors(equalizer), layout.width, fmt)
     octets = octets.reshape(-1).to(octets.device if device is None else device)
     if layout.size == 0:
         kind = torch.int32 if fmt is Format.I32 else torch.float32
@@ -192,19 +197,42 @@ def _dequantize_torch(
         return _decode_plain(octets, fmt).reshape(tuple(shape))
     values = _decode_blocks(octets, fmt, layout)
     if equalizer is not None:
-        values.mul_(equalizer.detach().to(values.device, torch.float32))
+        values.mul_(equalizer.detach().resolve_neg().to(values.device, torch.float32))
     return values.reshape(tuple(shape))
 
 
-def _check_out(out: torch.Tensor, items: int, kind: torch.dtype) -> None:
-    plain = out.is_contiguous() and out.is_cpu and not out.requires_grad
+def _check_out(out: torch.Tensor, items: int, kind: torch.dtype, source: npt.NDArray[Any] | None) -> None:
+    plain = out.is_cpu and out.is_contiguous() and not out.requires_grad and not out.is_neg()
     if out.dtype is not kind or out.numel() != items or not plain:
         seen, expected = (str(dtype).removeprefix("torch.") for dtype in (out.dtype, kind))
         raise misfit(out.numel(), seen, items, expected)
+    if source is not None:
+        numpy_backend.check_apart(out.numpy(), source)
+
+
+def _factors(equalizer: torch.Tensor) -> npt.NDArray[Any]:
+    if equalizer.dtype is torch.bfloat16:  # which numpy does not have
+        seen = f"bfloat16 {list(equalizer.shape)}"
+        raise ConfigError("equalizer", seen, "float16 [width], one factor per channel")
+    factors: npt.NDArray[Any] = equalizer.detach().resolve_neg().cpu().numpy()
+    return factors
+
+
+def _array(x: torch.Tensor) -> npt.NDArray[Any]:
+    """Return a tensor's memory as an array; bfloat16, which numpy does not have, as integers."""
+    array: npt.NDArray[Any] = (x.view(torch.int16) if x.dtype is torch.bfloat16 else x).numpy()
+    return array
+
+
+def _octets_here(packed: torch.Tensor | Packed) -> npt.NDArray[np.uint8] | None:
+    """Return packed bytes as an array; None when they are not in main memory."""
+    if not isinstance(packed, torch.Tensor):
+        return numpy_backend.octets_of(packed)
+    return packed.numpy() if packed.is_cpu else None
 
 
 def _as_tensor(packed: Packed) -> torch.Tensor:
-    octets = np.frombuffer(packed, np.uint8)
+    octets = numpy_backend.octets_of(packed)
     # torch has no read-only tensors and warns about an array that must not be written to.
     return torch.from_numpy(octets if octets.flags.writeable else octets.copy())
 
@@ -212,9 +240,7 @@ def _as_tensor(packed: Packed) -> torch.Tensor:
 def _encode_native(
     x: torch.Tensor, fmt: Format, block: int, layout: Layout, inverse: torch.Tensor | None, out: torch.Tensor
 ) -> bool:
-    values = x.contiguous()
-    # numpy has no bfloat16: its bits go by as integers.
-    array: npt.NDArray[Any] = (values.view(torch.int16) if x.dtype is torch.bfloat16 else values).numpy()
+    array = _array(x.contiguous())
     factors = None if inverse is None else inverse.numpy()
     return native.encode(array, _KINDS[x.dtype], fmt, block, layout.width, factors, out.numpy())
 

@@ -250,3 +250,36 @@ def test_memory_that_does_not_fit_is_refused(out: Any) -> None:
         out = np.frombuffer(bytes(36), np.uint8)
     with pytest.raises(ConfigError, match=r"out is .*; expected 36 x uint8, contiguous and writable"):
         quantize(sample((64,)), Format.ASYM4, out=out)
+
+
+def test_result_may_not_overlap_the_input(fmt: Format) -> None:
+    """Writing would change what is still to be read; memory right behind the input is fine."""
+    size = packed_size(fmt, 64, (2, 64))
+    memory = np.zeros(4096, np.uint8)
+    x = memory[:512].view(np.float32).reshape(2, 64)
+    quantize(x, fmt, out=memory[512 : 512 + size])
+    with pytest.raises(ConfigError, match="does not overlap the input"):
+        quantize(x, fmt, out=memory[511 : 511 + size])
+    packed = memory[:size]
+    start = -(-size // 4) * 4
+    dequantize(packed, fmt, (2, 64), out=memory[start : start + 512].view(np.float32))
+    with pytest.raises(ConfigError, match="does not overlap the input"):
+        dequantize(packed, fmt, (2, 64), out=memory[start - 4 : start + 508].view(np.float32))
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        np.zeros(36, np.int8),
+        np.zeros(9, np.float32),
+        np.zeros(72, np.uint8)[::2],
+        np.zeros(9, "datetime64[s]"),
+        memoryview(bytes(36)).cast("i"),
+        "x" * 36,
+        36,
+    ],
+)
+def test_packed_of_another_type_is_refused(packed: Any) -> None:
+    """Only contiguous bytes are packed bytes."""
+    with pytest.raises(ConfigError, match=r"packed is .*; expected bytes or a contiguous uint8 array"):
+        dequantize(packed, Format.ASYM4, (64,))

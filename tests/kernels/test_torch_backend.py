@@ -268,3 +268,58 @@ def test_results_go_into_memory_of_the_callers(fmt: Format) -> None:
         dequantize(packed, fmt, x.shape, out=memory[1:])
     with pytest.raises(ConfigError, match="x uint8, contiguous and writable"):
         quantize(x, fmt, out=packed.expand(2, -1).T)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "bfloat16", "meta", "negated"])
+def test_memory_that_does_not_fit_is_refused(fmt: Format, kind: str) -> None:
+    """The error is the same whatever does the work."""
+    packed = quantize(sample(70), fmt)
+    out = {
+        "gradient": torch.zeros(70, requires_grad=True),
+        "bfloat16": torch.zeros(70, dtype=torch.bfloat16),
+        "meta": torch.zeros(70, device="meta"),
+        "negated": negated(70),
+    }[kind]
+    with pytest.raises(ConfigError, match=r"out is .*; expected 70 x float32, contiguous and writable"):
+        dequantize(packed, fmt, (70,), out=out)
+
+
+def negated(*shape: int) -> torch.Tensor:
+    """Return a contiguous view that torch negates only when it is read, as parts of conjugates are."""
+    view = torch._neg_view(sample(*shape))
+    assert view.is_neg()
+    return view
+
+
+def test_views_that_are_negated_when_they_are_read(fmt: Format) -> None:
+    """Such a tensor packs like its values."""
+    x = negated(3, 70)
+    assert torch.equal(quantize(x, fmt), quantize(-sample(3, 70), fmt))
+
+
+def test_equalizer_of_16_bits_of_another_kind_is_refused() -> None:
+    """Factors in bfloat16 would be rounded already."""
+    factors = torch.ones(64, dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"equalizer is 'bfloat16 \[64\]'"):
+        quantize(sample(2, 64), Format.ASYM4, equalizer=factors)
+    with pytest.raises(ConfigError, match=r"equalizer is 'bfloat16 \[64\]'"):
+        dequantize(bytes(72), Format.ASYM4, (2, 64), equalizer=factors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_result_may_not_overlap_the_input(fmt: Format, dtype: torch.dtype) -> None:
+    """Writing would change what is still to be read; memory right behind the input is fine."""
+    size = packed_size(fmt, 64, (2, 64))
+    memory = torch.zeros(4096, dtype=torch.uint8)
+    x = memory[: 128 * dtype.itemsize].view(dtype).reshape(2, 64)
+    end = x.numel() * dtype.itemsize
+    quantize(x, fmt, out=memory[end : end + size])
+    with pytest.raises(ConfigError, match="does not overlap the input"):
+        quantize(x, fmt, out=memory[end - 1 : end - 1 + size])
+    packed = memory[:size]
+    start = -(-size // 4) * 4
+    dequantize(packed, fmt, (2, 64), out=memory[start : start + 512].view(torch.float32))
+    with pytest.raises(ConfigError, match="does not overlap the input"):
+        dequantize(packed, fmt, (2, 64), out=memory[start - 4 : start + 508].view(torch.float32))
+    with pytest.raises(ConfigError, match="does not overlap the input"):
+        dequantize(packed.numpy(), fmt, (2, 64), out=memory[:512].view(torch.float32))

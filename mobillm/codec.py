@@ -54,6 +54,8 @@ class Equalizer:
     factors: npt.NDArray[np.float16]
 
     def __post_init__(self) -> None:
+        if not self.factors.size:
+            raise ConfigError("equalizer", "empty", "float16 [width], one factor per channel")
         kernels.check_equalizer(self.factors, self.factors.size)
 
     @property

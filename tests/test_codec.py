@@ -187,6 +187,7 @@ def test_calibration(kind: str) -> None:
 def test_equalizers_that_are_none() -> None:
     """Another type, rank or value is refused."""
     wrong: list[Any] = [np.ones(4, np.float32), np.ones((2, 2), np.float16), np.zeros(4, np.float16)]
+    wrong.append(np.ones(0, np.float16))
     for factors in wrong:
         with pytest.raises(ConfigError, match="equalizer"):
             Equalizer(factors)

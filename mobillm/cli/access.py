@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..transport import DEFAULT_PORT, Address, connect, device_context
 from ..transport.tokens import DEFAULT_TENANT, parse_tokens, read_token_file
-from .arguments import Parser, address
+from .arguments import Parser, address, file_path
 
 __all__ = [
     "TOKEN_FILE",
@@ -45,7 +45,7 @@ def add_access(parser: Parser) -> None:
     )
     group.add_argument(
         "--token-file",
-        type=Path,
+        type=file_path,
         metavar="T",
         help=f"its first token is used (default: the token in {TOKEN_VARIABLE}, else the file that "
         "'mobillm serve' makes on the same machine)",
@@ -54,10 +54,10 @@ def add_access(parser: Parser) -> None:
         "--tenant", metavar="NAME", help="use this tenant's token of the file (default: the first one)"
     )
     group.add_argument(
-        "--ca", type=Path, metavar="PEM", help="authority of the server's certificate, for TLS"
+        "--ca", type=file_path, metavar="PEM", help="authority of the server's certificate, for TLS"
     )
-    group.add_argument("--cert", type=Path, metavar="PEM", help="the device's own certificate, for TLS")
-    group.add_argument("--key", type=Path, metavar="PEM", help="the private key of --cert")
+    group.add_argument("--cert", type=file_path, metavar="PEM", help="the device's own certificate, for TLS")
+    group.add_argument("--key", type=file_path, metavar="PEM", help="the private key of --cert")
     group.add_argument(
         "--patience",
         type=float,

@@ -34,6 +34,7 @@ __all__ = [
     "address",
     "at_least",
     "between",
+    "file_path",
     "half_of_cores",
     "limit",
 ]
@@ -139,7 +140,7 @@ def half_of_cores() -> int:
 def add_side(parser: Parser) -> None:
     """Add which trained side network is used."""
     parser.add_argument(
-        "--side", required=True, type=Path, metavar="DIR", help="side network, --out of mobillm finetune"
+        "--side", required=True, type=file_path, metavar="DIR", help="side network, --out of mobillm finetune"
     )
 
 
@@ -167,6 +168,13 @@ def add_data(parser: Parser) -> None:
     group.add_argument(
         "--limit", type=at_least(1), metavar="N", help="use the first N examples of --data only"
     )
+
+
+def file_path(text: str) -> Path:
+    """Read the path of a file or directory; an empty one does not mean the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no path; is a variable of the shell not set?")
+    return Path(text)
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import ipaddress
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, MobiLLMError
 from ..transport import DEFAULT_PORT, Address
-from .arguments import Subparsers, add_command, between
+from .arguments import Subparsers, add_command, between, file_path
 from .console import print_json
 from .failure import DONE
 
@@ -26,6 +27,10 @@ __all__ = ["add", "run"]
 
 LONGEST = 3650  # days
 NAMES = ("ca.pem", "server.pem", "server.key", "device.pem", "device.key")
+
+# RFC 1123, section 2.1, and the underscore of names inside a network; only addresses end with a number.
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*(?![0-9]+$){_LABEL}", re.IGNORECASE)
 
 # Clocks of devices may be behind ours.
 BACKDATED = datetime.timedelta(days=1)
@@ -49,7 +54,7 @@ def add(subparsers: Subparsers) -> None:
         "in another directory, to replace all of them.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to put the files")
+    parser.add_argument("--out", type=file_path, required=True, metavar="DIR", help="where to put the files")
     parser.add_argument(
         "--host",
         nargs="+",
@@ -156,8 +161,8 @@ def _identity(host: str) -> x509.GeneralName:
         ascii_name = host.encode("idna").decode("ascii")
     except UnicodeError:
         ascii_name = ""
-    if not ascii_name or any(character in "/:@ " for character in ascii_name):
-        raise ConfigError("host", host, "a host name or an IP address, without a port")
+    if not _HOST.fullmatch(ascii_name):
+        raise ConfigError("host", host, "a host name or an IP address, without a port or *")
     return x509.DNSName(ascii_name)
 
 

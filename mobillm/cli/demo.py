@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 
-from .arguments import Subparsers, add_command, at_least, between
+from .arguments import Subparsers, add_command, at_least, between, file_path
 
 __all__ = ["EPOCHS", "add", "run"]
 
@@ -49,10 +48,8 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--taps", default="every:3", help="layers whose output is sent (default: %(default)s)"
     )
-    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="keep the side network here")
-    parser.add_argument(
-        "--trace", type=pathlib.Path, metavar="FILE", help="write a Chrome trace of both sides"
-    )
+    parser.add_argument("--out", type=file_path, metavar="DIR", help="keep the side network here")
+    parser.add_argument("--trace", type=file_path, metavar="FILE", help="write a Chrome trace of both sides")
 
 
 def run(args: argparse.Namespace) -> int:

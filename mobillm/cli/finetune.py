@@ -19,7 +19,17 @@ from ..nn.tokens import MAX_LENGTH
 from ..options import Timeouts
 from ..spec import KINDS, POOLS, SCHEDULES, TASKS, TOKENS, CodecSpec, OptimizerSpec, SideSpec
 from .access import add_access, check_server, device_tls, device_token
-from .arguments import MAX_SEED, Parser, Subparsers, add_command, add_data, add_model, at_least, between
+from .arguments import (
+    MAX_SEED,
+    Parser,
+    Subparsers,
+    add_command,
+    add_data,
+    add_model,
+    at_least,
+    between,
+    file_path,
+)
 from .console import print_json, say
 from .failure import DONE
 from .loading import check_output, load_backbone
@@ -105,7 +115,9 @@ def add(subparsers: Subparsers) -> None:
     _add_optimizer(parser)
     add_access(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the side network goes")
+    output.add_argument(
+        "--out", required=True, type=file_path, metavar="DIR", help="where the side network goes"
+    )
     output.add_argument("--overwrite", action="store_true", help="replace a side network in --out")
     output.add_argument(
         "--detach",
@@ -113,7 +125,7 @@ def add(subparsers: Subparsers) -> None:
         help="come back when the server has everything on its disk; it trains on alone, and 'mobillm pull' "
         "fetches the result",
     )
-    output.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace of both sides")
+    output.add_argument("--trace", type=file_path, metavar="FILE", help="write a Chrome trace of both sides")
 
 
 def _add_side(parser: Parser) -> None:
@@ -127,8 +139,10 @@ def _add_side(parser: Parser) -> None:
         metavar="T",
         help="layers whose output is sent: all, every:N or a list such as 6,10,30 (default: %(default)s)",
     )
-    group.add_argument("--format", default=codec.format, choices=formats, help="default: %(default)s")
-    group.add_argument(
+    # No defaults where what was given has to be told from what was not: see _codec.
+    packing = group.add_mutually_exclusive_group()
+    packing.add_argument("--format", choices=formats, help=f"default: {codec.format}")
+    packing.add_argument(
         "--bits",
         type=_bits,
         metavar="B",
@@ -139,18 +153,19 @@ def _add_side(parser: Parser) -> None:
         group.add_argument(
             f"--{name}-bits",
             type=between(2, 8),
-            default=default,
             metavar="N",
-            help="for --bits auto (default: %(default)s)",
+            help=f"for --bits auto (default: {default})",
         )
     group.add_argument(
         "--equalize",
         action=argparse.BooleanOptionalAction,
-        default=codec.equalize,
-        help="divide channels by their typical size before packing (default: %(default)s)",
+        help="divide channels by their typical size before packing, in formats with blocks (default: on)",
     )
     group.add_argument(
-        "--block", type=int, default=codec.block, choices=BLOCKS, help="values that share a scale"
+        "--block",
+        type=int,
+        choices=BLOCKS,
+        help=f"values that share a scale, in formats with blocks (default: {codec.block})",
     )
     group.add_argument(
         "--tokens",
@@ -213,11 +228,13 @@ def _bits(text: str) -> tuple[int, ...]:
     if text == "auto":
         return ()
     try:
-        widths = tuple(sorted({int(word) for word in text.split(",")}))
+        widths = tuple(sorted(int(word) for word in text.split(",")))
     except ValueError:
         widths = ()
-    if not widths or widths[0] < 2 or widths[-1] > 8:
-        raise argparse.ArgumentTypeError(f"{text!r} is no choice; expected 2 to 8, a list of those, or auto")
+    if not widths or widths[0] < 2 or widths[-1] > 8 or len(set(widths)) < len(widths):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no choice; expected 2 to 8, a list of those, each once, or auto"
+        )
     return widths
 
 
@@ -245,7 +262,7 @@ def run(args: argparse.Namespace) -> int:
     if args.trace is not None:
         args.trace.parent.mkdir(parents=True, exist_ok=True)
     if args.memory_limit is not None:
-        fit_memory(args)
+        fit_memory(args, codec)
     backbone = load_backbone(args, taps=args.taps, lm_head=args.task == "causal-lm")
     disclosed = sys.stderr if args.json else sys.stdout
     with ProgressDisplay() as display, _how_to_go_on(args.out):
@@ -316,15 +333,28 @@ def _specs(args: argparse.Namespace) -> tuple[SideSpec, OptimizerSpec, CodecSpec
 
 
 def _codec(args: argparse.Namespace) -> CodecSpec:
+    """Return how taps are packed; options that would have no effect are refused."""
+    default = CodecSpec()
+    block = default.block if args.block is None else args.block
+    equalize = default.equalize if args.equalize is None else args.equalize
+    for name in ("min_bits", "max_bits"):
+        if getattr(args, name) is not None and args.bits != ():
+            raise ConfigError(name, getattr(args, name), "to be given with --bits auto only")
     if args.bits is None:
-        return CodecSpec(format=args.format, block=args.block, equalize=args.equalize)
-    widths = args.bits or tuple(range(args.min_bits, args.max_bits + 1))
+        name = args.format or default.format
+        if not Format.parse(name).is_block and (args.block is not None or args.equalize):
+            with_it = "--block" if args.block is not None else "--equalize"
+            raise ConfigError("format", name, f"a format with blocks, which {with_it} is for")
+        return CodecSpec(format=name, block=block, equalize=equalize)
+    low = MIN_BITS if args.min_bits is None else args.min_bits
+    high = MAX_BITS if args.max_bits is None else args.max_bits
+    widths = args.bits or tuple(range(low, high + 1))
     if not widths:
-        raise ConfigError("--min-bits", args.min_bits, f"at most --max-bits = {args.max_bits}")
+        raise ConfigError("min_bits", low, f"at most --max-bits = {high}")
     # The width to begin with, until the link was measured: that of the default, or the nearest to it.
-    first = min(widths, key=lambda bits: abs(bits - Format.parse(CodecSpec().format).bits))
+    first = min(widths, key=lambda bits: abs(bits - Format.parse(default.format).bits))
     several = widths if len(widths) > 1 else ()
-    return CodecSpec(format=f"asym{first}", block=args.block, equalize=args.equalize, bits=several)
+    return CodecSpec(format=f"asym{first}", block=block, equalize=equalize, bits=several)
 
 
 def _load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset | None]:

@@ -87,8 +87,12 @@ def rate(text: str) -> float:
     return float(found[1]) * _RATES[found[2]]
 
 
-def fit_memory(args: argparse.Namespace) -> None:
+def fit_memory(args: argparse.Namespace, codec: CodecSpec) -> None:
     """Set ``--stream-weights`` if ``finetune`` would need more than ``--memory-limit`` without.
+
+    Args:
+        args: of ``finetune``.
+        codec: how taps are packed; the widest of several formats counts.
 
     Raises:
         ConfigError: the limit is too small even so, or the task keeps an LM head in memory.
@@ -105,8 +109,8 @@ def fit_memory(args: argparse.Namespace) -> None:
         length=min(args.max_length, backbone.positions or args.max_length),
         batch=args.batch_size,
         taps=tuple(backbone.taps),
-        format=args.format,
-        block=args.block,
+        format=codec.formats[-1].name.lower(),
+        block=codec.block,
         streamed=wanted,
     )
     model = _figures(backbone)

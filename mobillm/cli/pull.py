@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-from pathlib import Path
 
 from ..device.pending import Pending
 from ..device.pull import Pulled, pull_async
 from ..errors import ConfigError
 from ..options import Timeouts
 from .access import add_access, device_tls, device_token
-from .arguments import Subparsers, add_command
+from .arguments import Subparsers, add_command, file_path
 from .console import print_json
 from .failure import DONE
 
@@ -39,7 +38,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("session", metavar="SESSION", help="its name, or the first digits of it")
     add_access(parser)
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="the --out of the run that was detached"
+        "--out", required=True, type=file_path, metavar="DIR", help="the --out of the run that was detached"
     )
 
 

@@ -20,7 +20,17 @@ from ..protocol import derive_key
 from ..transport import DEFAULT_PORT, Address, server_context
 from ..transport.tokens import create_token_file, read_token_file
 from .access import TOKEN_FILE, data_directory
-from .arguments import LIMITS, MAX_THREADS, Subparsers, add_command, address, between, half_of_cores, limit
+from .arguments import (
+    LIMITS,
+    MAX_THREADS,
+    Subparsers,
+    add_command,
+    address,
+    between,
+    file_path,
+    half_of_cores,
+    limit,
+)
 from .console import configure_logging, print_json
 from .failure import DONE, INTERRUPTED
 from .settings import Setting, add_settings, resolve
@@ -46,23 +56,23 @@ SETTINGS = (
     ),
     Setting(
         name="data-dir",
-        read=Path,
+        read=file_path,
         metavar="D",
         help="sessions and activation logs",
         shown="$XDG_DATA_HOME/mobillm or ~/.local/share/mobillm",
     ),
     Setting(
         name="token-file",
-        read=Path,
+        read=file_path,
         metavar="T",
         help="lines TENANT:SECRET, or one bare secret, that of the tenant default; made with a random secret "
         "if it is missing",
         shown="token in the data directory",
     ),
-    Setting(name="tls-cert", read=Path, metavar="PEM", help="the server's certificate"),
-    Setting(name="tls-key", read=Path, metavar="PEM", help="its private key"),
+    Setting(name="tls-cert", read=file_path, metavar="PEM", help="the server's certificate"),
+    Setting(name="tls-key", read=file_path, metavar="PEM", help="its private key"),
     Setting(
-        name="device-ca", read=Path, metavar="PEM", help="authority whose certificates devices must show"
+        name="device-ca", read=file_path, metavar="PEM", help="authority whose certificates devices must show"
     ),
     Setting(name="insecure", read=bool, help="listen beyond this machine without TLS, all in plain"),
     Setting(name="device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train"),
@@ -97,7 +107,7 @@ SETTINGS = (
         "password: keep it inside",
     ),
     Setting(
-        name="tensorboard", read=Path, metavar="D", help="draw each session's curves into this directory"
+        name="tensorboard", read=file_path, metavar="D", help="draw each session's curves into this directory"
     ),
     Setting(name="log", choices=("text", "json"), default="text", help="the log's lines, on standard error"),
 )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import string
 import textwrap
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .access import data_directory
-from .arguments import EXIT_CODES, Parser, Subparsers
+from .arguments import EXIT_CODES, Parser, Subparsers, file_path
 from .console import print_json
 from .control import request
 from .failure import DONE
@@ -59,7 +59,7 @@ def add(subparsers: Subparsers) -> None:
     delete = _add(actions, "delete", _delete, "delete a session with its log and its weights")
     delete.add_argument("--force", action="store_true", help="also one that has not ended")
     export = _add(actions, "export", _export, "write a session's weights, as they are now, and its spec")
-    export.add_argument("--out", required=True, type=Path, metavar="DIR", help="where they go")
+    export.add_argument("--out", required=True, type=file_path, metavar="DIR", help="where they go")
 
 
 def _add(actions: Subparsers, name: str, run: Callable[[argparse.Namespace], int], summary: str) -> Parser:
@@ -72,10 +72,12 @@ def _add(actions: Subparsers, name: str, run: Callable[[argparse.Namespace], int
         epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
     )
     if name != "list":
-        parser.add_argument("session", metavar="SESSION", help="its name, or the first digits of it")
+        parser.add_argument(
+            "session", type=_digits, metavar="SESSION", help="its name, or the first digits of it"
+        )
     parser.add_argument(
         "--data-dir",
-        type=Path,
+        type=file_path,
         metavar="D",
         help="of the server (default: $XDG_DATA_HOME/mobillm or ~/.local/share/mobillm)",
     )
@@ -83,6 +85,15 @@ def _add(actions: Subparsers, name: str, run: Callable[[argparse.Namespace], int
     parser.add_argument("--debug", action="store_true", help="log everything; show the traceback of an error")
     parser.set_defaults(run=run, verbose=False)
     return parser
+
+
+def _digits(text: str) -> str:
+    """Refuse what is not the beginning of a session's name, which all of them would have."""
+    if not text or set(text) - set(string.hexdigits):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no name of a session; expected the first digits of one of 'mobillm sessions list'"
+        )
+    return text
 
 
 def run(args: argparse.Namespace) -> int:

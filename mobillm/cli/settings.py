@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .arguments import Parser
+from .arguments import Parser, file_path
 
 __all__ = ["Setting", "add_settings", "resolve"]
 
@@ -62,7 +62,7 @@ def add_settings(parser: Parser, settings: Sequence[Setting], prefix: str) -> No
     """
     parser.add_argument(
         "--config",
-        type=Path,
+        type=file_path,
         metavar="TOML",
         help=f"settings in a file, named as the flags; {prefix}NAME in the environment wins over it, and a "
         "flag over both",

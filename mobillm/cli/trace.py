@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 from ..device.timeline import STAGES, Bubble, Summary, load_trace, summarize
 from ..errors import ConfigError
-from .arguments import EXIT_CODES, Parser, Subparsers
+from .arguments import EXIT_CODES, Parser, Subparsers, file_path
 from .console import print_json, say
 from .failure import DONE
 
@@ -47,7 +46,10 @@ def add(subparsers: Subparsers) -> None:
     )
     plot = _add(actions, "plot", _plot, "draw the timeline of both sides")
     plot.add_argument(
-        "--out", type=Path, metavar="FILE", help=".png, .svg or .pdf (default: FILE with the ending .png)"
+        "--out",
+        type=file_path,
+        metavar="FILE",
+        help=".png, .svg or .pdf (default: FILE with the ending .png)",
     )
     plot.add_argument(
         "--start", type=_seconds, metavar="S", help="first second (default: of the steady state)"
@@ -66,7 +68,7 @@ def _add(actions: Subparsers, name: str, run: Callable[[argparse.Namespace], int
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the trace")
+    parser.add_argument("file", type=file_path, metavar="FILE", help="the trace")
     parser.add_argument("--json", action="store_true", help="results as JSON, alone on standard output")
     parser.add_argument("--debug", action="store_true", help="log everything; show the traceback of an error")
     parser.set_defaults(run=run, verbose=False)

@@ -19,6 +19,7 @@ __all__ = ["SESSION_FILE", "Resume", "Unfinished"]
 
 SESSION_FILE = "session.json"  # beside the result while it is not there yet
 _ID_BYTES = 16
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,15 +66,12 @@ class Resume:
                 raise ValueError(f"the session's id has {len(session)} bytes, expected {_ID_BYTES}")
             found = SessionSpec.from_map(content["spec"])
             equalizers = {
-                int(tap): (
-                    int(seq),
-                    Equalizer(np.frombuffer(bytes.fromhex(factors), "<f2").astype(np.float16)),
-                )
+                int(tap): (int(seq), _equalizer(int(tap), factors, found))
                 for tap, (seq, factors) in content["equalizers"].items()
             }
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        except _DAMAGED as exc:
             raise DataError(f"{self.path} cannot be read ({exc}); delete it to start anew") from exc
         if found != spec or content.get("data") != self.data:
             raise DataError(
@@ -115,3 +113,13 @@ class Resume:
     def clear(self) -> None:
         """Forget the session."""
         self.path.unlink(missing_ok=True)
+
+
+def _equalizer(tap: int, factors: str, spec: SessionSpec) -> Equalizer:
+    """Read the factors of a tap from their hex digits."""
+    if not 0 <= tap < len(spec.model.taps):
+        raise ValueError(f"equalizer of tap {tap}, expected 0 to {len(spec.model.taps) - 1}")
+    found = Equalizer(np.frombuffer(bytes.fromhex(factors), "<f2").astype(np.float16))
+    if found.factors.size != spec.model.hidden_size:
+        raise ValueError(f"{found.factors.size} factors of tap {tap}, expected {spec.model.hidden_size}")
+    return found

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
 from mobillm.cli import main
-from mobillm.cli.arguments import address, at_least, between, limit
+from mobillm.cli.arguments import address, at_least, between, file_path, limit
 from mobillm.transport import Address
 from tests.cli.commands import fails
 
@@ -45,6 +46,39 @@ def test_address() -> None:
     assert address("mobillms://h") == Address("h", 7707, tls=True)
     with pytest.raises(argparse.ArgumentTypeError, match=r"expected HOST:PORT, mobillm://"):
         address("http://h:1")
+
+
+def test_file_path() -> None:
+    """The empty path, which stands for the working directory, is refused; its own name is not."""
+    assert [file_path(text) for text in ("a/b", ".", " ")] == [Path("a/b"), Path(), Path(" ")]
+    with pytest.raises(argparse.ArgumentTypeError, match="'' is no path"):
+        file_path("")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["certs", "--host", "h", "--out="],
+        ["sessions", "export", "1f", "--out="],
+        ["sessions", "list", "--data-dir="],
+        ["finetune", "--model", "m", "--data", "d", "--out="],
+        ["finetune", "--model", "m", "--data", "d", "--out", "o", "--trace="],
+        ["pull", "1f", "--out="],
+        ["demo", "--out="],
+        ["serve", "--data-dir="],
+        ["serve", "--tensorboard="],
+        ["trace", "plot", "t", "--out="],
+        ["predict", "--model", "m", "--side="],
+        ["evaluate", "--model", "m", "--side=", "--data", "d"],
+    ],
+)
+def test_no_command_takes_an_empty_path(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is read from the working directory or written to it because a variable was not set."""
+    monkeypatch.chdir(tmp_path)
+    assert "'' is no path; is a variable of the shell not set?" in fails(capsys, *command, status=2)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -89,12 +89,24 @@ def test_nothing_is_overwritten(files: Path, capsys: pytest.CaptureFixture[str])
 def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A host with a port or none at all, and a validity out of range, are refused in one line."""
     out = ["certs", "--out", str(tmp_path / "x")]
-    for host in ("localhost:7707", "", "a b", "mobillm://x", "x" * 300):
+    hosts = ["localhost:7707", "", "a b", "mobillm://x", "x" * 300, "a." * 127 + "a"]
+    for host in [*hosts, "*", "*.a.org", "1.2.3.4.5", "300", "a.300", "a..b", "a-", "a.-b", "a.", "a\n"]:
         assert "expected a host name or an IP address" in fails(capsys, *out, "--host", host, status=2)
     for days in ("0", "3651", "x"):
         assert "argument --days" in fails(capsys, *out, "--host", "a", "--days", days, status=2)
     assert "--host" in fails(capsys, *out, status=2)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "host", ["my_server", "xn--bcher-kva.example", "bücher.example", "3com.com", "a1", "x" * 63]
+)
+def test_names_of_hosts(host: str, tmp_path: Path) -> None:
+    """Names in use are taken, those of other alphabets in their ASCII form."""
+    assert main(["certs", "--out", str(tmp_path), "--host", host]) == 0
+    extensions = certificate(tmp_path / "server.pem").extensions
+    names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [host.encode("idna").decode()]
 
 
 def test_without_cryptography(

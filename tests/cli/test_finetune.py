@@ -58,6 +58,9 @@ def test_streamed_weights(
     ("options", "expected"),
     [
         ({"format": "nf4", "equalize": False}, CodecSpec(format="nf4", equalize=False)),
+        ({}, CodecSpec()),
+        ({"format": "f16"}, CodecSpec(format="f16")),
+        ({"bits": "4,2", "equalize": False}, CodecSpec(equalize=False, bits=(2, 4))),
         ({"bits": "3", "block": 32}, CodecSpec(format="asym3", block=32)),
         ({"bits": "8,2"}, CodecSpec(format="asym2", bits=(2, 8))),
         ({"bits": "auto"}, CodecSpec(format="asym4", bits=(3, 4, 5, 6, 7, 8))),
@@ -67,7 +70,7 @@ def test_streamed_weights(
 )
 def test_widths(options: dict[str, Any], expected: CodecSpec) -> None:
     """Widths are one format, a list, or all between two bounds."""
-    defaults = {"format": "asym4", "block": 64, "equalize": True, "bits": None, "min_bits": 3, "max_bits": 8}
+    defaults = dict.fromkeys(("format", "block", "equalize", "bits", "min_bits", "max_bits"))
     if "bits" in options:
         options = {**options, "bits": finetune._bits(options["bits"])}
     assert finetune._codec(argparse.Namespace(**(defaults | options))) == expected
@@ -132,6 +135,10 @@ def test_bad_data(
         (["--side-heads", "3"], "--side-heads is 3; expected a divisor of side.width = 8"),
         (["--lr", "11"], "--lr is 11.0"),
         (["--bits", "auto", "--min-bits", "5", "--max-bits", "4"], "--min-bits is 5; expected at most"),
+        (["--min-bits", "3"], "--min-bits is 3; expected to be given with --bits auto only"),
+        (["--bits", "4", "--max-bits", "6"], "--max-bits is 6; expected to be given with --bits auto only"),
+        (["--format", "f16", "--equalize"], "--format is 'f16'; expected a format with blocks, which --eq"),
+        (["--format", "f32", "--block", "32"], "--format is 'f32'; expected a format with blocks, which --bl"),
     ):
         status = 2 if expected.startswith("--") else 1
         assert expected in fails(capsys, *arguments, *extra, status=status)
@@ -155,7 +162,10 @@ def test_bad_usage(
         (["--limit", str(10**30)], "is above 1000000000"),
         (["--taps", "2,1"], "argument --taps: '2,1' is no choice; expected 'all', 'every:N'"),
         (["--taps", "2,2000"], "argument --taps: '2,2000' is no choice; expected layer numbers"),
-        (["--bits", "1"], "argument --bits: '1' is no choice; expected 2 to 8, a list of those, or auto"),
+        (["--bits", "1"], "argument --bits: '1' is no choice; expected 2 to 8, a list of those, each once"),
+        (["--bits", "4,4"], "argument --bits: '4,4' is no choice; expected 2 to 8, a list of those, each"),
+        (["--bits", "4", "--format", "nf4"], "argument --format: not allowed with argument --bits"),
+        (["--format", "asym4", "--bits", "auto"], "argument --bits: not allowed with argument --format"),
         (["--bits", "four"], "argument --bits: 'four' is no choice"),
         (["--format", "int4"], "argument --format: invalid choice: 'int4'"),
         (["--server", "http://x"], "argument --server: 'http://x' is no address"),

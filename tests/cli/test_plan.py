@@ -13,6 +13,7 @@ from mobillm.cli.plan import fit_memory, rate, size
 from mobillm.device.plan import ModelFigures
 from mobillm.errors import ConfigError
 from mobillm.formats import Format, row_size
+from mobillm.spec import CodecSpec
 from tests.cli.commands import fails
 
 
@@ -77,7 +78,6 @@ def _limited(model: str, **changes: Any) -> argparse.Namespace:
         **{
             "model": model, "dtype": "float32", "threads": 1, "stream_weights": False,
             "task": "classification", "taps": "all", "max_length": 128, "batch_size": 4,
-            "format": "asym4", "block": 64,
             "memory_limit": 1 << 40, **changes,
         }
     )  # fmt: skip
@@ -86,7 +86,7 @@ def _limited(model: str, **changes: Any) -> argparse.Namespace:
 def test_fit_memory(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights are streamed only when the limit asks for it; batches are never changed unasked."""
     args = _limited(model)
-    fit_memory(args)
+    fit_memory(args, CodecSpec())
     assert not args.stream_weights
     assert "MiB will be needed" in capsys.readouterr().err
     figures = ModelFigures(
@@ -95,15 +95,25 @@ def test_fit_memory(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     )  # fmt: skip
     monkeypatch.setattr(plan, "_figures", lambda _: figures)
     args = _limited(model, memory_limit=500 << 20)
-    fit_memory(args)
+    fit_memory(args, CodecSpec())
     assert args.stream_weights
     assert "stream the weights: with all layers in memory it needs 1,00" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"at least \d+ MiB, or --batch-size \d+"):
-        fit_memory(_limited(model, memory_limit=124 << 20, batch_size=4096))
+        fit_memory(_limited(model, memory_limit=124 << 20, batch_size=4096), CodecSpec())
+    needs = []
+    for codec in (
+        CodecSpec(format="asym2"),
+        CodecSpec(format="asym2", bits=(2, 8)),
+        CodecSpec(format="asym8"),
+    ):
+        with pytest.raises(ConfigError, match="at least") as caught:
+            fit_memory(_limited(model, memory_limit=124 << 20, batch_size=4096), codec)
+        needs.append(caught.value.expected)
+    assert needs[0] != needs[1] == needs[2]
     with pytest.raises(ConfigError, match="for single samples with streamed weights"):
-        fit_memory(_limited(model, memory_limit=100 << 20))
+        fit_memory(_limited(model, memory_limit=100 << 20), CodecSpec())
     with pytest.raises(ConfigError, match="another task than causal-lm"):
-        fit_memory(_limited(model, task="causal-lm"))
+        fit_memory(_limited(model, task="causal-lm"), CodecSpec())
 
 
 def test_errors(model: str, capsys: pytest.CaptureFixture[str]) -> None:

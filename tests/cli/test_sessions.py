@@ -90,6 +90,13 @@ def test_export_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "a directory without session.json" in text
 
 
+@pytest.mark.parametrize("name", ["", "1g", "é", "1 f"])
+def test_what_names_no_session(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that no session can have is refused as it was given, before a server is asked."""
+    text = fails(capsys, "sessions", "show", name, status=2)
+    assert text.startswith(f"argument SESSION: {name!r} is no name of a session; expected the first digits")
+
+
 def test_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line says what is missing."""
     text = fails(capsys, "sessions", "list", "--data-dir", str(tmp_path), status=2)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from mobillm.cli import serve
-from mobillm.cli.arguments import Parser, between, limit
+from mobillm.cli.arguments import Parser, between, file_path, limit
 from mobillm.cli.settings import Setting, add_settings, resolve
 from mobillm.errors import ConfigError
 from tests.cli.commands import fails
 
 SETTINGS = (
-    Setting(name="data-dir", read=Path, help="where", default=Path("home")),
+    Setting(name="data-dir", read=file_path, help="where", default=Path("home")),
     Setting(name="count", read=between(1, 9), help="how many", default=1),
     Setting(name="fast", read=bool, help="not slow"),
     Setting(name="kind", choices=("a", "b"), default="a", help="which"),
@@ -51,6 +51,7 @@ def test_precedence(tmp_path: Path) -> None:
         ("count = 10", "count is 10; expected what --count takes"),
         ("count = [1]", "expected a text or a number"),
         ("count = true", "expected a text or a number"),
+        ('data-dir = ""', "data-dir is ''; expected what --data-dir takes ('' is no path"),
         ('fast = "maybe"', "fast is 'maybe'; expected true or false"),
         ('kind = "c"', "kind is 'c'; expected one of a, b"),
         ("[table]\nx = 1", "table is 'unknown'"),

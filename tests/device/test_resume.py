@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import numpy as np
@@ -43,6 +44,30 @@ def test_equalizers_come_back(tmp_path: pathlib.Path) -> None:
         resume.path.write_text(damage)
         with pytest.raises(DataError, match="delete it to start anew"):
             resume.load(spec())
+
+
+@pytest.mark.parametrize(
+    "equalizers",
+    [
+        {"0": [1, ""]},
+        {"0": [1, "003c" * 3]},
+        {"0": [1, "003c" * 17]},
+        {"0": [1, "0000" * 16]},
+        {"2": [1, "003c" * 16]},
+        {"-1": [1, "003c" * 16]},
+        {"0": [float("inf"), "003c" * 16]},
+        {"0": [1, 5]},
+        [1],
+    ],
+)
+def test_equalizers_that_are_none(tmp_path: pathlib.Path, equalizers: object) -> None:
+    """Factors of another tap or width, or that are no factors, are an error that names the file."""
+    resume = Resume(tmp_path / "session.json", "da7a")
+    resume.save(b"x" * 16, spec())
+    content = json.loads(resume.path.read_text())
+    resume.path.write_text(json.dumps(content | {"equalizers": equalizers}))
+    with pytest.raises(DataError, match=r"session\.json cannot be read .*; delete it to start anew"):
+        resume.load(spec())
 
 
 def test_another_session(tmp_path: pathlib.Path) -> None:

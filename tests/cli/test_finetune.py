@@ -138,7 +138,10 @@ def test_bad_data(
         (["--min-bits", "3"], "--min-bits is 3; expected to be given with --bits auto only"),
         (["--bits", "4", "--max-bits", "6"], "--max-bits is 6; expected to be given with --bits auto only"),
         (["--format", "f16", "--equalize"], "--format is 'f16'; expected a format with blocks, which --eq"),
-        (["--format", "f32", "--block", "32"], "--format is 'f32'; expected a format with blocks, which --bl"),
+        (
+            ["--format", "f32", "--block", "32"],
+            "--format is 'f32'; expected a format with blocks, which --bl",
+        ),
     ):
         status = 2 if expected.startswith("--") else 1
         assert expected in fails(capsys, *arguments, *extra, status=status)

@@ -292,9 +292,19 @@ def negated(*shape: int) -> torch.Tensor:
 
 
 def test_views_that_are_negated_when_they_are_read(fmt: Format) -> None:
-    """Such a tensor packs like its values."""
+    """Such a tensor packs like its values, whichever of the arguments it is."""
     x = negated(3, 70)
-    assert torch.equal(quantize(x, fmt), quantize(-sample(3, 70), fmt))
+    packed = quantize(x, fmt)
+    assert torch.equal(packed, quantize(-sample(3, 70), fmt))
+    view = torch._neg_view(-packed)
+    assert torch.equal(dequantize(view, fmt, (3, 70)), dequantize(packed, fmt, (3, 70)))
+    if fmt.is_block:
+        factors = torch.full((70,), 2.0, dtype=torch.float16)
+        view = torch._neg_view(-factors)
+        halved = quantize(x, fmt, equalizer=factors)
+        assert torch.equal(quantize(x, fmt, equalizer=view), halved)
+        doubled = dequantize(halved, fmt, (3, 70), equalizer=factors)
+        assert torch.equal(dequantize(halved, fmt, (3, 70), equalizer=view), doubled)
 
 
 def test_equalizer_of_16_bits_of_another_kind_is_refused() -> None:

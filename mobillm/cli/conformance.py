@@ -11,7 +11,6 @@ import shutil
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..conformance import (
@@ -36,7 +35,7 @@ from ..conformance.statements import load
 from ..errors import ConfigError, ConnectionClosedError
 from ..transport import Address, device_context
 from ..transport.tokens import read_token_file
-from .arguments import EXIT_CODES, Parser, Subparsers, address, at_least
+from .arguments import EXIT_CODES, Parser, Subparsers, address, at_least, file_path
 from .console import say
 from .failure import DONE, FAILED
 
@@ -82,7 +81,7 @@ def add(subparsers: Subparsers) -> None:
         "address", type=address, metavar="ADDRESS", help="mobillm://HOST:PORT or mobillms://..."
     )
     server.add_argument(
-        "--ca", type=Path, metavar="PEM", help="authority of the server's certificate, for TLS"
+        "--ca", type=file_path, metavar="PEM", help="authority of the server's certificate, for TLS"
     )
     client = _subject(
         subjects,
@@ -127,12 +126,17 @@ def _subject(
         epilog=f"examples:\n{examples}\n{EXIT_CODES}",
     )
     parser.add_argument(
-        "--token-file", type=Path, metavar="T", help="lines TENANT:SECRET; required unless --list is given"
+        "--token-file",
+        type=file_path,
+        metavar="T",
+        help="lines TENANT:SECRET; required unless --list is given",
     )
     parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help=_PATTERNS)
     parser.add_argument("--list", action="store_true", help="list the cases and run none")
-    parser.add_argument("--json", type=Path, metavar="F", help="write all results to this file as JSON")
-    parser.add_argument("--junit", type=Path, metavar="F", help="write all results to this file as JUnit XML")
+    parser.add_argument("--json", type=file_path, metavar="F", help="write all results to this file as JSON")
+    parser.add_argument(
+        "--junit", type=file_path, metavar="F", help="write all results to this file as JUnit XML"
+    )
     parser.add_argument(
         "--jobs", type=at_least(1), default=jobs, metavar="N", help="cases at once (default: %(default)s)"
     )

@@ -65,6 +65,7 @@ def test_file_path() -> None:
         ["finetune", "--model", "m", "--data", "d", "--out", "o", "--trace="],
         ["pull", "1f", "--out="],
         ["demo", "--out="],
+        ["conformance", "client", "--junit="],
         ["serve", "--data-dir="],
         ["serve", "--tensorboard="],
         ["trace", "plot", "t", "--out="],

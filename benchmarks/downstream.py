@@ -147,7 +147,7 @@ class Study:
             seed=seed,
         )
         equalizers = Equalizers()
-        trainer = Trainer(spec, None, equalizers=equalizers)
+        trainer = Trainer(spec, {}, equalizers=equalizers)
         size = 0
         with tempfile.TemporaryDirectory() as place:
             log = ActivationLog(pathlib.Path(place) / "log")

@@ -61,7 +61,7 @@ def make(samples: int, width: int, taps: int) -> tuple[list[Trainer], list[Batch
         tensors = pack_batch(spec, hidden, lengths, rng.integers(0, 2, samples))
         headers = {number: packed.header for number, packed in tensors.items()}
         payloads: dict[int, bytes | memoryview] = {n: packed.payload for n, packed in tensors.items()}
-        trainers.append(Trainer(spec, None))
+        trainers.append(Trainer(spec, {}))
         batches.append(Batch(1, samples, False, headers, payloads))
     return trainers, batches
 

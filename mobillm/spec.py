@@ -363,6 +363,11 @@ class SessionSpec(_Record):
             _check(self.head is None, "head", self.head, f"nothing for {self.task}")
         self._check_tokens()
 
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """SHA-256 of each blob that the session needs, in hex."""
+        return () if self.head is None else (self.head,)
+
     def _check_tokens(self) -> None:
         _check(self.tokens in TOKENS, "tokens", self.tokens, f"one of {', '.join(TOKENS)}")
         if self.tokens == "all":

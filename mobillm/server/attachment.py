@@ -106,21 +106,16 @@ class Attachment(Observer):
     @property
     def missing(self) -> tuple[bytes, ...]:
         """Digests of blobs that the session needs and the server lacks."""
-        head = self.session.spec.head
-        if head is None or self._blobs.has(bytes.fromhex(head)):
-            return ()
-        return (bytes.fromhex(head),)
+        wanted = map(bytes.fromhex, self.session.spec.blobs)
+        return tuple(digest for digest in wanted if not self._blobs.has(digest))
 
     async def start(self) -> None:
         """Start the session if nothing is missing; tell the device how far it may go."""
         if self.missing:
             self._grant()
             return
-        head = self.session.spec.head
-        blob = None
-        if head is not None:
-            blob = await self.session.workers.write(self._blobs.read, bytes.fromhex(head))
-        await self.session.start(blob)
+        blobs = await self.session.workers.write(self._blobs.read_all, self.session.spec.blobs)
+        await self.session.start(blobs)
         self.acknowledge()
         if self.session.finished is not None:
             self.finish(self.session.finished)
@@ -246,8 +241,8 @@ class Attachment(Observer):
         workers = self.session.workers
         if self._upload is None:
             # Another device may have stored it meanwhile; this one was told to send it all the same.
-            if message.digest.hex() != self.session.spec.head:
-                raise ConfigError("BLOB.digest", "another one", "the digest that the spec names")
+            if message.digest.hex() not in self.session.spec.blobs:
+                raise ConfigError("BLOB.digest", "another one", "a digest that the spec names")
             self._upload = await workers.write(BlobUpload, self._blobs, message)
         if await workers.write(self._upload.add, message):
             self._upload = None

@@ -1,4 +1,4 @@
-"""Content-addressed blobs: LM heads that many sessions share, uploaded once and checked by their hash."""
+"""Content-addressed blobs: frozen weights that sessions share, uploaded once and checked by their hash."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterable
 
 from ..errors import ConfigError, StorageError
 from ..protocol import Blob
@@ -67,6 +68,15 @@ class BlobStore:
         if hashlib.sha256(data).digest() != digest:
             raise StorageError(f"{self.path(digest)} is damaged; delete it, devices upload it again")
         return data
+
+    def read_all(self, digests: Iterable[str]) -> dict[str, bytes]:
+        """Return several blobs by their SHA-256 in hex.
+
+        Raises:
+            StorageError: as from :meth:`read`.
+
+        """
+        return {digest: self.read(bytes.fromhex(digest)) for digest in digests}
 
 
 class BlobUpload:

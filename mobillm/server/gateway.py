@@ -101,7 +101,7 @@ class Gateway:
                 session = await self.workers.write(self._load, session_id)
                 self._add(session)
                 if session.last is not None and not session.ended:
-                    await session.start(await self._head(session))
+                    await session.start(await self._read_blobs(session))
             except (MobiLLMError, ValueError, OSError) as exc:
                 logger.error("! session %s is left alone: %s", session_id.hex(), exc)
         names = {session_id.hex() for session_id in known}
@@ -128,10 +128,8 @@ class Gateway:
         store = SessionStore(self._directory / session_id.hex(), self._registry, session_id)
         return Session(store, self.workers, self.device, self._meter, self._pace)
 
-    async def _head(self, session: Session) -> bytes | None:
-        """Read the blob that a session needs; None when it needs none."""
-        head = session.spec.head
-        return None if head is None else await self.workers.write(self._blobs.read, bytes.fromhex(head))
+    async def _read_blobs(self, session: Session) -> dict[str, bytes]:
+        return await self.workers.write(self._blobs.read_all, session.spec.blobs)
 
     @property
     def attached(self) -> int:
@@ -159,7 +157,7 @@ class Gateway:
 
         Raises:
             ConfigError: nothing has been trained yet.
-            StorageError: its checkpoints are damaged, or its blob is.
+            StorageError: its checkpoints are damaged, or a blob is.
 
         """
         if session.training is not None:
@@ -167,10 +165,10 @@ class Gateway:
         checkpoint = await self.workers.write(session.store.load_checkpoint)
         if checkpoint is None:
             raise ConfigError("session", session.id.hex(), "one with a checkpoint; this one has none yet")
-        head = await self._head(session)
+        blobs = await self._read_blobs(session)
 
         def work() -> bytes:
-            trainer = Trainer(session.spec, head)
+            trainer = Trainer(session.spec, blobs)
             trainer.load(checkpoint)
             return trainer.weights()
 

@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ConfigError, ErrorCode, MobiLLMError, StorageError
@@ -128,14 +128,14 @@ class Session:
             self._closed_size = log.size
             log.close()
 
-    async def start(self, head: bytes | None) -> None:
+    async def start(self, blobs: Mapping[str, bytes]) -> None:
         """Build or restore the trainer, and begin to write and to train.
 
         Args:
-            head: the blob of the frozen LM head; None for tasks without one.
+            blobs: the frozen weights that the spec names, by SHA-256 in hex.
 
         Raises:
-            ModelError: the head does not fit the spec.
+            ModelError: a blob does not fit the spec.
             StorageError: all checkpoints are damaged.
 
         """
@@ -144,7 +144,7 @@ class Session:
                 return
             if self.record.cancelled:
                 raise ConfigError("session", "cancelled", "one that the server's owner has not cancelled")
-            self.training = await self.workers.train(self.id.hex(), lambda: self._restore(head))
+            self.training = await self.workers.train(self.id.hex(), lambda: self._restore(blobs))
             self.training.report = lambda metrics: self.observer.report(metrics)  # whoever it is then
             self.training.turn = lambda: self._pace.turn(self.tenant)
             # What the log holds beyond the checkpoint is trained on again, in the same order.
@@ -171,8 +171,8 @@ class Session:
             if self.last is not None and self.last > self.received:
                 self.last = None
 
-    def _restore(self, head: bytes | None) -> Training:
-        trainer = Trainer(self.spec, head, self._device, self.equalizers)
+    def _restore(self, blobs: Mapping[str, bytes]) -> Training:
+        trainer = Trainer(self.spec, blobs, self._device, self.equalizers)
         progress = restore(self.store, trainer)
         if progress is None:
             if self.record.delivered is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import safetensors.torch
@@ -83,12 +83,12 @@ class Trainer:
 
     Args:
         spec: the session.
-        head: the blob of the frozen LM head; None for tasks without one.
+        blobs: the frozen weights that the spec names, by SHA-256 in hex.
         device: torch device, for example ``cpu`` or ``cuda``.
         equalizers: those of the session; None when no batch is equalized.
 
     Raises:
-        ModelError: the head does not fit the spec.
+        ModelError: a blob does not fit the spec.
 
     Attributes:
         steps: optimizer steps taken.
@@ -100,7 +100,7 @@ class Trainer:
     def __init__(
         self,
         spec: SessionSpec,
-        head: bytes | None,
+        blobs: Mapping[str, bytes],
         device: str = "cpu",
         equalizers: Equalizers | None = None,
     ) -> None:
@@ -110,7 +110,7 @@ class Trainer:
         self.steps = 0
         self.skipped = 0
         self.lr = 0.0
-        frozen = None if head is None else FrozenHead.from_bytes(head)
+        frozen = None if spec.head is None else FrozenHead.from_bytes(blobs[spec.head])
         self.network = SideNetwork.from_spec(spec, frozen).to(self.device)
         self._total = None if spec.batches is None else spec.batches * spec.epochs
         self._parameters = dict(self.network.named_parameters())

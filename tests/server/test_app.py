@@ -53,7 +53,7 @@ def test_one_session_from_open_to_pull(run: Run, tmp_path: pathlib.Path, undistu
             assert session.finished.loss < 0.67
             assert weights == undisturbed
             assert set(safetensors.torch.load(weights)) == set(
-                dict(Trainer(SPEC, None).network.named_parameters())
+                dict(Trainer(SPEC, {}).network.named_parameters())
             )
 
     run(main())
@@ -336,7 +336,7 @@ def test_digest_of_the_pull(run_once: Run, tmp_path: pathlib.Path) -> None:
             first, second = await asyncio.gather(session.pull(), session.pull())
             assert hashlib.sha256(first).digest() == hashlib.sha256(second).digest()
             assert len(first) > 100_000
-            trainer = Trainer(wide, None)
+            trainer = Trainer(wide, {})
             trainer.step(packed(wide, 1))
             assert first == trainer.weights()
 

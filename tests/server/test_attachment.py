@@ -248,7 +248,7 @@ def test_heldout_batches_are_evaluated_and_not_trained_on(run_once: Run, tmp_pat
             assert (evaluated.steps, evaluated.samples) == (2, 4)
             assert set(evaluated.values) == {"loss", "accuracy"}
             weights = await near.expect(Weights)
-            trainer = Trainer(spec(), None)
+            trainer = Trainer(spec(), {})
             for seq in (1, 3):
                 trainer.step(packed(spec(), seq))
             assert weights.payload == trainer.weights()

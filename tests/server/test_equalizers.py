@@ -121,7 +121,7 @@ def test_parts_are_one_step() -> None:
     for other in (second, plain):
         equalizers = Equalizers()
         equalizers.add(first)
-        trainer = Trainer(what, None, equalizers=equalizers)
+        trainer = Trainer(what, {}, equalizers=equalizers)
         taps, lengths, _ = trainer._tensors([first, other])
         x = np.concatenate([arrays(1, SAMPLES).taps[1], data.taps[1]])
         assert lengths.tolist() == arrays(1, SAMPLES).lengths + data.lengths

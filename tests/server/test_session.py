@@ -74,8 +74,8 @@ def test_from_first_batch_to_the_end(run: Run, tmp_path: pathlib.Path, no_fd_lea
     async def main() -> None:
         workers = Workers()
         session, watcher = make(tmp_path, spec(epochs=2, batches=3), workers)
-        await session.start(None)
-        await session.start(None)
+        await session.start({})
+        await session.start({})
         for seq in (1, 2, 3):
             await session.put(packed(session.spec, seq))
         with pytest.raises(ConfigError, match=r"FINISH\.seq is 2"):
@@ -119,7 +119,7 @@ def test_disk_that_fails_and_recovers(
     async def main() -> None:
         workers = Workers()
         session, watcher = make(tmp_path, spec(), workers)
-        await session.start(None)
+        await session.start({})
         await session.put(packed(session.spec, 1))
         await watcher.until(lambda: session.applied == 1)
 
@@ -134,14 +134,14 @@ def test_disk_that_fails_and_recovers(
         assert "no space" not in watcher.failures[0][1]
         await session.recover()
         assert (session.received, session.held) == (1, 0)
-        await session.start(None)
+        await session.start({})
         await session.put(packed(session.spec, 2))
         await watcher.until(lambda: session.applied == 2)
         steps, weights = await session.weights()
         assert steps == 2
         await session.close()
         again = Session(session.store, workers, "cpu")
-        await again.start(None)
+        await again.start({})
         assert await again.weights() == (2, weights)
         await again.close()
         workers.close()
@@ -161,7 +161,7 @@ def test_losses_that_are_not_finite_end_training(run_once: Run, tmp_path: pathli
     async def main() -> None:
         workers = Workers()
         session, watcher = make(tmp_path, what, workers)
-        await session.start(None)
+        await session.start({})
         for seq in range(1, MAX_SKIPPED + 1):
             await session.put(spoilt(seq))
         await watcher.until(lambda: watcher.failures)
@@ -180,7 +180,7 @@ def test_two_starts_at_once_train_once(run_once: Run, tmp_path: pathlib.Path) ->
     async def main() -> None:
         workers = Workers()
         session, watcher = make(tmp_path, spec(), workers)
-        await asyncio.gather(session.start(None), session.start(None))
+        await asyncio.gather(session.start({}), session.start({}))
         await session.put(packed(session.spec, 1))
         await watcher.until(lambda: session.applied == 1)
         assert (await session.weights())[0] == 1
@@ -199,12 +199,12 @@ def test_checkpoints_are_written_now_and_then(
     async def main() -> None:
         workers = Workers()
         session, watcher = make(tmp_path, spec(), workers)
-        await session.start(None)
+        await session.start({})
         for seq in (1, 2, 3):
             await session.put(packed(session.spec, seq))
         await watcher.until(lambda: session.applied == 3)
         crashed = Session(session.store, workers, "cpu")
-        await crashed.start(None)
+        await crashed.start({})
         assert crashed.applied == 3
         assert await crashed.weights() == await session.weights()
         await crashed.close()

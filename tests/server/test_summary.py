@@ -22,7 +22,7 @@ def test_states_and_figures(run_once: Run, tmp_path: pathlib.Path) -> None:
         assert (before["state"], before["steps"], before["epoch"], before["loss"]) == (
             "receiving", None, None, None,
         )  # fmt: skip
-        await session.start(None)
+        await session.start({})
         for seq in (1, 2):
             await session.put(packed(session.spec, seq))
         await session.finish(2)

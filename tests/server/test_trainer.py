@@ -65,13 +65,13 @@ def test_linear_and_constant() -> None:
 def test_a_restored_trainer_continues_bit_for_bit() -> None:
     """Steps before and after a restart give the weights of steps without one."""
     what = spec(batches=6, optimizer=OptimizerSpec(schedule="onecycle", lr=0.01))
-    whole = Trainer(what, None)
+    whole = Trainer(what, {})
     for seq in range(1, 7):
         whole.step(packed(what, seq))
-    first = Trainer(what, None)
+    first = Trainer(what, {})
     for seq in range(1, 4):
         first.step(packed(what, seq))
-    second = Trainer(what, None)
+    second = Trainer(what, {})
     assert second.load(first.save({"applied": 3})) == {"applied": 3}
     for seq in range(4, 7):
         second.step(packed(what, seq))
@@ -83,7 +83,7 @@ def test_a_restored_trainer_continues_bit_for_bit() -> None:
 def test_loss_falls_and_evaluation_changes_nothing() -> None:
     """Training works; evaluating in between leaves no trace."""
     what = spec()
-    one, two = Trainer(what, None), Trainer(what, None)
+    one, two = Trainer(what, {}), Trainer(what, {})
     batches = [packed(what, seq, samples=16) for seq in range(1, 40)]
     losses = [one.step(batch) or math.nan for batch in batches]
     for batch in batches:
@@ -101,14 +101,14 @@ def test_averaged_weights() -> None:
     """The average moves towards the weights; without averaging the weights themselves are pulled."""
     plain = spec(optimizer=OptimizerSpec(schedule="constant", ema=0.0, lr=5e-3))
     averaged = spec(optimizer=OptimizerSpec(schedule="constant", ema=0.98, lr=5e-3))
-    one, two = Trainer(plain, None), Trainer(averaged, None)
+    one, two = Trainer(plain, {}), Trainer(averaged, {})
     start = two.weights()
     assert one.weights() == start
     for seq in range(1, 4):
         one.step(packed(plain, seq))
         two.step(packed(averaged, seq))
     assert two.weights() not in (start, one.weights())
-    restored = Trainer(averaged, None)
+    restored = Trainer(averaged, {})
     restored.load(two.save({}))
     assert restored.weights() == two.weights()
 
@@ -122,7 +122,7 @@ def _spoilt(batch: Batch) -> Batch:
 def test_a_loss_that_is_not_finite_is_skipped() -> None:
     """Nothing changes but the count of steps; a good batch ends the row."""
     what = spec(codec=CodecSpec(format="f32"))
-    trainer = Trainer(what, None)
+    trainer = Trainer(what, {})
     trainer.step(packed(what, 1))
     before = trainer.weights()
     assert trainer.step(_spoilt(packed(what, 2))) is None
@@ -134,8 +134,8 @@ def test_a_loss_that_is_not_finite_is_skipped() -> None:
 
 def test_checkpoints_of_other_sessions_are_refused() -> None:
     """A checkpoint that does not fit is a storage error, and so are other bytes."""
-    trainer = Trainer(spec(), None)
-    other = Trainer(spec(side=dataclasses.replace(spec().side, width=16)), None)
+    trainer = Trainer(spec(), {})
+    other = Trainer(spec(side=dataclasses.replace(spec().side, width=16)), {})
     for data in (other.save({}), trainer.weights(), b"", b"junk" * 10):
         with pytest.raises(StorageError, match="does not fit"):
             trainer.load(data)

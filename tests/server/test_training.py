@@ -57,7 +57,7 @@ async def _trained(folder: pathlib.Path, cut: int | None, what: Any = STOPPING) 
         log.append([*(packed(what, seq) for seq in (1, 2, 3)), packed(what, 4, heldout=True)])
 
         def load() -> Training:
-            trainer = Trainer(what, None)
+            trainer = Trainer(what, {})
             progress = restore(store, trainer) or Progress()
             return Training(trainer, progress, store, lambda: log, workers, Meter(), "x")
 
@@ -123,12 +123,12 @@ def test_best_weights_with_and_without_averages() -> None:
     for ema in (0.0, 0.9):
         what = spec()
         what = spec(optimizer=type(what.optimizer)(lr=1e-2, schedule="constant", ema=ema))
-        trainer = Trainer(what, None)
+        trainer = Trainer(what, {})
         trainer.step(packed(what, 1))
         best = trainer.weights()
         trainer.keep_best()
         trainer.step(packed(what, 2))
-        again = Trainer(what, None)
+        again = Trainer(what, {})
         again.load(trainer.save({}))
         assert again.weights() == trainer.weights() != best
         for one in (trainer, again):
@@ -196,7 +196,7 @@ def test_metrics_are_merged(run_once: Run, tmp_path: pathlib.Path, registry: Reg
         log = store.open_log()
         log.append([packed(spec(), seq) for seq in (1, 2, 3)])
         training = Training(
-            Trainer(store.record().spec, None), Progress(), store, lambda: log, workers, Meter(), "x"
+            Trainer(store.record().spec, {}), Progress(), store, lambda: log, workers, Meter(), "x"
         )
         training.report = told.append
         for entry in log.entries:

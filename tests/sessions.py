@@ -19,6 +19,7 @@ from mobillm.options import Limits, Timeouts
 from mobillm.protocol import derive_key
 from mobillm.server import serve
 from mobillm.server.batch import Batch
+from mobillm.server.blobs import BlobReader
 from mobillm.server.registry import Registry, SessionRecord
 from mobillm.server.store import SessionStore
 from mobillm.spec import CodecSpec, ModelSpec, OptimizerSpec, SessionSpec, SideSpec
@@ -26,6 +27,7 @@ from mobillm.transport import Server
 
 __all__ = [
     "KEYS",
+    "NO_BLOBS",
     "QUICK",
     "TOKEN",
     "Arrays",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 TOKEN = "open sesame"
+NO_BLOBS = BlobReader(pathlib.Path("none"))
 KEYS = {"default": derive_key(TOKEN), "other": derive_key("other token")}
 QUICK = Timeouts(connect=5.0, handshake=5.0, request=10.0, keepalive=None, drain=0.3)
 WIDTH = 16

@@ -114,8 +114,7 @@ class Attachment(Observer):
         if self.missing:
             self._grant()
             return
-        blobs = await self.session.workers.write(self._blobs.read_all, self.session.spec.blobs)
-        await self.session.start(blobs)
+        await self.session.start(self._blobs)
         self.acknowledge()
         if self.session.finished is not None:
             self.finish(self.session.finished)

@@ -13,38 +13,19 @@ from ..protocol import Blob
 from .files import sync_directory
 from .registry import Registry
 
-__all__ = ["BlobStore", "BlobUpload"]
+__all__ = ["BlobReader", "BlobStore", "BlobUpload"]
 
 
-class BlobStore:
-    """A directory of blobs, each named by its SHA-256.
+class BlobReader:
+    """A directory of blobs, each named by its SHA-256; read wherever the data directory can be.
 
     Args:
-        directory: made if there is none; what uploads that broke off have left in it is deleted.
-        registry: notes which blobs there are.
-
-    Raises:
-        StorageError: the disk is full or broken.
+        directory: may be missing, as long as nothing is read.
 
     """
 
-    def __init__(self, directory: pathlib.Path, registry: Registry) -> None:
+    def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
-        self._registry = registry
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for part in directory.glob("*.part"):
-            part.unlink(missing_ok=True)
-        self.note()
-
-    def note(self) -> None:
-        """Have the registry say what is in the directory.
-
-        Raises:
-            StorageError: the disk is full or broken.
-
-        """
-        found = {path.name: path.stat().st_size for path in self.directory.iterdir() if not path.suffix}
-        self._registry.note_blobs(found)
 
     def path(self, digest: bytes) -> pathlib.Path:
         """Return where the blob with this digest is or would be."""
@@ -77,6 +58,37 @@ class BlobStore:
 
         """
         return {digest: self.read(bytes.fromhex(digest)) for digest in digests}
+
+
+class BlobStore(BlobReader):
+    """A directory of blobs that takes new ones in.
+
+    Args:
+        directory: made if there is none; what uploads that broke off have left in it is deleted.
+        registry: notes which blobs there are.
+
+    Raises:
+        StorageError: the disk is full or broken.
+
+    """
+
+    def __init__(self, directory: pathlib.Path, registry: Registry) -> None:
+        super().__init__(directory)
+        self._registry = registry
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for part in directory.glob("*.part"):
+            part.unlink(missing_ok=True)
+        self.note()
+
+    def note(self) -> None:
+        """Have the registry say what is in the directory.
+
+        Raises:
+            StorageError: the disk is full or broken.
+
+        """
+        found = {path.name: path.stat().st_size for path in self.directory.iterdir() if not path.suffix}
+        self._registry.note_blobs(found)
 
 
 class BlobUpload:

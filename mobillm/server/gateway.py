@@ -15,6 +15,8 @@ from ..spec import SessionSpec
 from ..transport import Connection
 from .attachment import Attachment
 from .blobs import BlobStore
+from .engine import Engine
+from .engine_local import LocalEngine
 from .lock import DirectoryLock
 from .memory import Memory
 from .meter import Meter
@@ -40,13 +42,15 @@ class Gateway:
         limits: the server's limits.
         keys: key of each tenant that may log in; the registry notes their hashes.
         keep: whether the activation log of a finished session stays when the device has the result.
-        device: torch device to train on.
+        device: torch device to train on; not used with an engine.
+        engine: trains the sessions; None does so in the server's own training thread. Closed at the end.
         meter: counts what happens.
 
     Attributes:
         sessions: all of them, by id.
         connections: how many are logged in now.
         workers: the server's threads.
+        engine: trains the sessions.
 
     Raises:
         ConfigError: another server uses the directory.
@@ -63,10 +67,10 @@ class Gateway:
         keys: Mapping[str, bytes] | None = None,
         keep: bool = False,
         device: str = "cpu",
+        engine: Engine | None = None,
         meter: Meter | None = None,
     ) -> None:
         self.limits = limits
-        self.device = device
         self._keep = keep
         self._meter = meter or Meter()
         self.connections = 0
@@ -87,6 +91,7 @@ class Gateway:
             self._lock.release()
             raise
         self.workers = Workers()
+        self.engine = engine or LocalEngine(self.workers, device)
         self._attachments: dict[bytes, Attachment] = {}
         self._parking: set[asyncio.Task[None]] = set()
         self._quota = Quota(limits, self._attachments)
@@ -101,7 +106,7 @@ class Gateway:
                 session = await self.workers.write(self._load, session_id)
                 self._add(session)
                 if session.last is not None and not session.ended:
-                    await session.start(await self._read_blobs(session))
+                    await session.start(self._blobs)
             except (MobiLLMError, ValueError, OSError) as exc:
                 logger.error("! session %s is left alone: %s", session_id.hex(), exc)
         names = {session_id.hex() for session_id in known}
@@ -126,10 +131,7 @@ class Gateway:
 
     def _load(self, session_id: bytes) -> Session:
         store = SessionStore(self._directory / session_id.hex(), self._registry, session_id)
-        return Session(store, self.workers, self.device, self._meter, self._pace)
-
-    async def _read_blobs(self, session: Session) -> dict[str, bytes]:
-        return await self.workers.write(self._blobs.read_all, session.spec.blobs)
+        return Session(store, self.workers, self.engine, self._meter, self._pace)
 
     @property
     def attached(self) -> int:
@@ -162,10 +164,10 @@ class Gateway:
         """
         if session.training is not None:
             return (await session.weights())[1]
-        checkpoint = await self.workers.write(session.store.load_checkpoint)
+        checkpoint = await self.workers.write(session.store.checkpoints.load)
         if checkpoint is None:
             raise ConfigError("session", session.id.hex(), "one with a checkpoint; this one has none yet")
-        blobs = await self._read_blobs(session)
+        blobs = await self.workers.write(self._blobs.read_all, session.spec.blobs)
 
         def work() -> bytes:
             trainer = Trainer(session.spec, blobs)
@@ -182,6 +184,7 @@ class Gateway:
                 await session.close()
             except MobiLLMError as exc:
                 logger.error("! session %s: %s", session.id.hex(), exc)
+        await self.engine.close()
         if self._meter.curves is not None:
             await self.workers.write(self._meter.curves.close)
         self.workers.close()
@@ -333,7 +336,7 @@ class Gateway:
         await self.workers.train(tenant, lambda: check_size(spec, self.limits.parameters))
         record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=spec)
         store = await self.workers.write(SessionStore.create, self._directory, self._registry, record)
-        session = Session(store, self.workers, self.device, self._meter, self._pace)
+        session = Session(store, self.workers, self.engine, self._meter, self._pace)
         self._add(session)
         logger.info("= %s: session %s opened, task %s", tenant, session.id.hex(), session.spec.task)
         return session

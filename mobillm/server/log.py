@@ -12,8 +12,6 @@ begins. So a damaged record is the torn end of the file unless a record of a lat
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import logging
 import mmap
 import os
@@ -26,56 +24,22 @@ import crc32c
 import msgpack
 
 from ..errors import StorageError
-from ..formats import Format
-from ..protocol import EQUALIZERS, TensorHeader
+from ..protocol import EQUALIZERS
 from .batch import Batch
 from .files import sync_directory
+from .reader import HEADER, HEADER_SIZE, Entry, LogReader
 
-__all__ = ["ActivationLog", "Entry"]
+__all__ = ["ActivationLog"]
 
 logger = logging.getLogger("mobillm.server")
 
-# magic, version, map's length, payload's length, CRC32C of the map, CRC32C of the payload, offset of the
-# group; then CRC32C of all that
-RECORD = struct.Struct("<4sIIQIIQ")
 CRC = struct.Struct("<I")
-HEADER_SIZE = RECORD.size + CRC.size
 MAGIC = b"MLog"
 MAX_BUFFERS = 512  # of one call; the system allows 1024
 VERSION = 2
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
-    """Where a batch lies in the log.
-
-    Attributes:
-        seq, samples, heldout: of the batch.
-        lengths: tokens of each sample.
-        offset: of the record in the file.
-        meta_size, payload_size: of its two parts, in bytes.
-        checksum: CRC32C of the payloads, in the order they were sent.
-        equalizers: whether it brings any.
-
-    """
-
-    seq: int
-    samples: int
-    heldout: bool
-    lengths: tuple[int, ...]
-    offset: int
-    meta_size: int
-    payload_size: int
-    checksum: int
-    equalizers: bool
-
-    @property
-    def end(self) -> int:
-        """Offset of the byte after the record."""
-        return self.offset + HEADER_SIZE + self.meta_size + self.payload_size
-
-
-class ActivationLog:
+class ActivationLog(LogReader):
     """The log of one session; used by one thread at a time for appending, by any for reading.
 
     Args:
@@ -87,10 +51,7 @@ class ActivationLog:
     """
 
     def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
-        self.entries: list[Entry] = []
-        self._map: mmap.mmap | None = None
-        self._checked: set[int] = set()  # batches whose payload was found whole
+        super().__init__(path)
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
@@ -137,40 +98,15 @@ class ActivationLog:
         self._size = offset
         self.entries += entries
 
-    def read(self, entry: Entry) -> Batch:
-        """Return a batch; its payloads are views of the mapped file and cannot be written to.
-
-        The first read of a batch checks it; later ones, of which an epoch does many, trust that.
-
-        Raises:
-            StorageError: the record is damaged.
-
-        """
-        view = self._view(entry.end)
-        start = entry.offset + HEADER_SIZE
-        meta, payload = view[start : start + entry.meta_size], view[start + entry.meta_size : entry.end]
-        if entry.seq not in self._checked:
-            crc_meta = RECORD.unpack_from(view, entry.offset)[4]
-            if crc32c.crc32c(meta) != crc_meta or crc32c.crc32c(payload) != entry.checksum:
-                raise StorageError(
-                    f"{self.path}: batch {entry.seq} at byte {entry.offset} is damaged; restore the file "
-                    "from a backup or delete the session"
-                )
-            self._checked.add(entry.seq)
-        return _decode(bytes(meta), payload)
-
     def close(self) -> None:
         """Close the file; batches that were read stay valid. Can be called more than once."""
-        self._map = None
+        super().close()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
-    def _view(self, end: int) -> memoryview:
-        if self._map is None or len(self._map) < end:
-            # The old map stays alive as long as batches refer to it.
-            self._map = mmap.mmap(self._file, self._size, access=mmap.ACCESS_READ)
-        return memoryview(self._map)
+    def _mapped(self, end: int) -> mmap.mmap:
+        return mmap.mmap(self._file, self._size, access=mmap.ACCESS_READ)
 
     def _recover(self) -> int:
         """Read all records and cut off a torn one at the end; return the end of the last whole one."""
@@ -233,9 +169,9 @@ class ActivationLog:
 
 def _parse_header(data: bytes) -> tuple[Any, ...] | None:
     """Return the fields of a record's header; None when the bytes are none."""
-    if len(data) < HEADER_SIZE or CRC.unpack_from(data, RECORD.size)[0] != crc32c.crc32c(data[: RECORD.size]):
+    if len(data) < HEADER_SIZE or CRC.unpack_from(data, HEADER.size)[0] != crc32c.crc32c(data[: HEADER.size]):
         return None
-    fields = RECORD.unpack_from(data)
+    fields = HEADER.unpack_from(data)
     return fields if fields[:2] == (MAGIC, VERSION) else None
 
 
@@ -258,7 +194,7 @@ def _encode(batch: Batch, offset: int, group: int) -> tuple[Entry, list[bytes | 
     for payload in payloads:
         checksum = crc32c.crc32c(payload, checksum)
     size = sum(payload.nbytes for payload in payloads)
-    fields = RECORD.pack(MAGIC, VERSION, len(meta), size, crc32c.crc32c(meta), checksum, group)
+    fields = HEADER.pack(MAGIC, VERSION, len(meta), size, crc32c.crc32c(meta), checksum, group)
     header = fields + CRC.pack(crc32c.crc32c(fields))
     entry = Entry(
         batch.seq,
@@ -272,25 +208,6 @@ def _encode(batch: Batch, offset: int, group: int) -> tuple[Entry, list[bytes | 
         any(tensor >= EQUALIZERS for tensor in batch.headers),
     )
     return entry, [header, meta, *payloads]
-
-
-@functools.lru_cache(maxsize=4096)
-def _header(code: int, block: int, shape: tuple[int, ...], equalizer: int | None) -> TensorHeader:
-    """Make a header once: the checks take longer than all else of a read, and headers are frozen."""
-    return TensorHeader(Format(code), block, shape, equalizer)
-
-
-def _decode(meta: bytes, payload: memoryview) -> Batch:
-    values: dict[str, Any] = msgpack.unpackb(meta, use_list=False)
-    headers: dict[int, TensorHeader] = {}
-    payloads: dict[int, bytes | memoryview] = {}
-    offset = 0
-    for tensor, code, block, shape, equalizer in values["tensors"]:
-        header = _header(code, block, shape, equalizer)
-        headers[tensor] = header
-        payloads[tensor] = payload[offset : offset + header.size]
-        offset += header.size
-    return Batch(values["seq"], values["samples"], values["heldout"], headers, payloads)
 
 
 def _write_all(file: int, buffers: Sequence[bytes | memoryview], offset: int) -> None:

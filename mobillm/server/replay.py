@@ -9,7 +9,7 @@ import numpy as np
 
 from ..spec import SessionSpec
 from .batch import Batch, Slice, join
-from .log import ActivationLog
+from .reader import LogReader
 
 __all__ = ["Replay"]
 
@@ -26,7 +26,7 @@ class Replay:
 
     """
 
-    def __init__(self, spec: SessionSpec, log: ActivationLog) -> None:
+    def __init__(self, spec: SessionSpec, log: LogReader) -> None:
         self._spec = spec
         self._log = log
         self._entries = [entry for entry in log.entries if not entry.heldout]

@@ -12,22 +12,23 @@ import collections
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError, ErrorCode, MobiLLMError, StorageError
 from ..protocol import Finished
 from .batch import Batch
+from .blobs import BlobReader
+from .engine import Engine, Job, Worker
 from .equalizers import Equalizers
-from .log import ActivationLog, Entry
+from .log import ActivationLog
 from .meter import Meter
 from .observer import Observer
 from .pace import Pace
-from .progress import Progress
+from .reader import Entry
 from .refusal import plain
 from .store import SessionStore
-from .trainer import Trainer
-from .training import MAX_SKIPPED, SPAN_LOG, Span, Training, restore
+from .training import MAX_SKIPPED, SPAN_LOG, Span, Training
 from .workers import Workers
 
 __all__ = ["Session"]
@@ -41,7 +42,7 @@ class Session:
     Args:
         store: its files and its record.
         workers: the server's threads.
-        device: torch device to train on.
+        engine: trains it.
         meter: counts what happens.
         pace: how many steps its tenant may take.
 
@@ -64,7 +65,7 @@ class Session:
         self,
         store: SessionStore,
         workers: Workers,
-        device: str,
+        engine: Engine,
         meter: Meter | None = None,
         pace: Pace | None = None,
     ) -> None:
@@ -94,7 +95,7 @@ class Session:
         self.workers = workers
         self._meter = meter or Meter()
         self._pace = pace or Pace(0)
-        self._device = device
+        self._engine = engine
         self._pending: collections.deque[Batch] = collections.deque()  # arrived, not yet durable
         # Durable, not yet trained on; an entry is what has to be read from the log first.
         self._queue: collections.deque[Batch | Entry] = collections.deque()
@@ -128,15 +129,16 @@ class Session:
             self._closed_size = log.size
             log.close()
 
-    async def start(self, blobs: Mapping[str, bytes]) -> None:
+    async def start(self, blobs: BlobReader) -> None:
         """Build or restore the trainer, and begin to write and to train.
 
         Args:
-            blobs: the frozen weights that the spec names, by SHA-256 in hex.
+            blobs: where the frozen weights are that the spec names.
 
         Raises:
             ModelError: a blob does not fit the spec.
-            StorageError: all checkpoints are damaged.
+            StorageError: all checkpoints are damaged, or a blob is.
+            EngineError: there is nowhere to train now.
 
         """
         async with self._starting:
@@ -144,9 +146,7 @@ class Session:
                 return
             if self.record.cancelled:
                 raise ConfigError("session", "cancelled", "one that the server's owner has not cancelled")
-            self.training = await self.workers.train(self.id.hex(), lambda: self._restore(blobs))
-            self.training.report = lambda metrics: self.observer.report(metrics)  # whoever it is then
-            self.training.turn = lambda: self._pace.turn(self.tenant)
+            self.training = await self._begin(blobs)
             # What the log holds beyond the checkpoint is trained on again, in the same order.
             if self.finished is None:
                 self._queue.extend(entry for entry in self.log.entries if entry.seq > self.applied)
@@ -161,7 +161,7 @@ class Session:
                 return
             await self._cancel()
             self.failed = False
-            self.training = None
+            await self._drop()
             self._pending.clear()
             self._queue.clear()
             self.held = 0
@@ -171,29 +171,39 @@ class Session:
             if self.last is not None and self.last > self.received:
                 self.last = None
 
-    def _restore(self, blobs: Mapping[str, bytes]) -> Training:
-        trainer = Trainer(self.spec, blobs, self._device, self.equalizers)
-        progress = restore(self.store, trainer)
-        if progress is None:
+    async def _begin(self, blobs: BlobReader) -> Training:
+        name, store = self.id.hex(), self.store
+        job = Job(
+            name, self.spec, blobs, store.checkpoints, store.log_path, lambda: self.log, self.equalizers
+        )
+        worker = await self._engine.begin(job)
+        try:
+            await self.workers.write(self._take_up, worker)  # it may have to open the log
+        except BaseException:
+            await worker.close()
+            raise
+        training = Training(worker, self.spec, lambda: self.log, self.workers, self._meter, name)
+        training.report = lambda metrics: self.observer.report(metrics)  # whoever it is then
+        training.turn = lambda: self._pace.turn(self.tenant)
+        return training
+
+    def _take_up(self, worker: Worker) -> None:
+        """Go on where a worker's checkpoint is, or from the start of the log if there was none."""
+        if not worker.restored:
             if self.record.delivered is not None:
                 raise StorageError(
                     f"{self.store.directory} has lost its checkpoints, and the log was deleted"
                 )
             self.finished = None  # a result without weights is none: it is trained again from the log
             self.received = self.durable = self.log.last
-            self.applied = 0
             if self.last is not None and self.last > self.received:
                 self.last = None
-            progress = Progress()
-        self.applied = progress.applied
+        self.applied = worker.status.progress.applied
         if self.finished is None and self.applied > self.log.last:
             raise StorageError(
                 f"{self.log.path} ends at batch {self.log.last}, but batch {self.applied} was trained on: "
                 "it is damaged; restore it from a backup or delete the session"
             )
-        return Training(
-            trainer, progress, self.store, lambda: self.log, self.workers, self._meter, self.id.hex()
-        )
 
     async def _guard(self, work: Callable[[], Any]) -> None:
         """Run a task's root; whatever ends it is told to the device."""
@@ -205,7 +215,7 @@ class Session:
         except MobiLLMError as exc:
             logger.error("! session %s: %s", self.id.hex(), exc)
             training = self.training
-            skipped = training is not None and training.trainer.skipped >= MAX_SKIPPED
+            skipped = training is not None and training.status.skipped >= MAX_SKIPPED
             self._fail(ErrorCode.NON_FINITE if skipped else ErrorCode.SCHEMA_MISMATCH, plain(exc))
         except Exception:
             logger.exception("! session %s failed", self.id.hex())
@@ -277,14 +287,14 @@ class Session:
     def steps(self) -> int | None:
         """Optimizer steps taken; None while neither the trainer is loaded nor the session finished."""
         if self.training is not None:
-            return self.training.trainer.steps
+            return self.training.status.steps
         return None if self.finished is None else self.finished.steps
 
     @property
     def training_epoch(self) -> int | None:
         """Epoch of the last step, from 1; None as for :attr:`steps`."""
         if self.training is not None:
-            return self.training.progress.epoch
+            return self.training.status.progress.epoch
         return None if self.finished is None else self.spec.epochs
 
     @property
@@ -292,7 +302,7 @@ class Session:
         """Mean loss of the present epoch, or of the last one; None before its first step."""
         if self.training is None or self.finished is not None:
             return None if self.finished is None else self.finished.loss
-        return self.training.progress.mean
+        return self.training.status.progress.mean
 
     @property
     def waiting(self) -> int:
@@ -321,6 +331,8 @@ class Session:
                 if running and not self.failed:
                     await self._loaded().checkpoint()
             finally:
+                if self.training is not None:
+                    await self.training.close()
                 self._close_log()
 
     async def cancel(self) -> None:
@@ -362,8 +374,13 @@ class Session:
             if not self.ended or self.training is None:
                 return
             await self._cancel()
-            self.training = None
+            await self._drop()
             self._close_log()
+
+    async def _drop(self) -> None:
+        training, self.training = self.training, None
+        if training is not None:
+            await training.close()
 
     async def _cancel(self) -> bool:
         """End the tasks after their current piece of work; tell whether there were any."""
@@ -400,21 +417,18 @@ class Session:
                 await self._wake.wait_for(lambda: bool(self._queue) or self.applied == self.last)
             if self._queue:
                 item = self._queue[0]
-                if isinstance(item, Entry):
-                    batch = await self.workers.write(self.log.read, item)
-                    self._meter.replayed()
-                else:
-                    batch = item
-                await training.first_epoch(batch, self.waiting)
-                self.applied = batch.seq
+                await training.first_epoch(item, self.waiting)
+                self.applied = item.seq
                 self._queue.popleft()
-                if batch is item:
-                    self.held -= batch.size
+                if isinstance(item, Batch):
+                    self.held -= item.size
+                else:
+                    self._meter.replayed()
                 self.observer.acknowledge()
         if self.finished is None:
             await training.later_epochs()
             evaluation = await training.complete()
-            self.finished = Finished(steps=training.trainer.steps, loss=training.progress.mean)
+            self.finished = Finished(steps=training.status.steps, loss=training.status.progress.mean)
             await self._save(ended=time.time(), evaluation=evaluation)
             self.observer.finish(self.finished)  # whoever is attached now, not when this began
             self.on_finished()

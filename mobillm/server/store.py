@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import logging
 import pathlib
-import re
 import shutil
 
 from ..errors import StorageError
-from .files import replace_file, sync_directory
+from .checkpoints import Checkpoints
+from .files import sync_directory
 from .log import ActivationLog
 from .registry import Registry, SessionRecord
 
 __all__ = ["SessionStore"]
 
-logger = logging.getLogger("mobillm.server")
-
-# The name holds the steps and the first half of the content's SHA-256, so that one rename is atomic and
-# damage is seen at load.
-CHECKPOINT = re.compile(r"checkpoint-(\d{12})-([0-9a-f]{32})\.safetensors")
-KEPT = 2
 LOG = "activations.log"
 
 
@@ -33,12 +25,21 @@ class SessionStore:
         registry: holds the record.
         session: the session's 16 bytes.
 
+    Attributes:
+        checkpoints: of the session.
+
     """
 
     def __init__(self, directory: pathlib.Path, registry: Registry, session: bytes) -> None:
         self.directory = directory
+        self.checkpoints = Checkpoints(directory)
         self._registry = registry
         self._session = session
+
+    @property
+    def log_path(self) -> pathlib.Path:
+        """The activation log."""
+        return self.directory / LOG
 
     @classmethod
     def create(cls, parent: pathlib.Path, registry: Registry, record: SessionRecord) -> SessionStore:
@@ -101,12 +102,12 @@ class SessionStore:
             StorageError: it is damaged before its last record.
 
         """
-        return ActivationLog(self.directory / LOG)
+        return ActivationLog(self.log_path)
 
     def log_size(self) -> int:
         """Return the bytes of the activation log without opening it; 0 when there is none."""
         try:
-            return (self.directory / LOG).stat().st_size
+            return (self.log_path).stat().st_size
         except OSError:
             return 0
 
@@ -118,45 +119,6 @@ class SessionStore:
 
         """
         try:
-            (self.directory / LOG).unlink(missing_ok=True)
+            (self.log_path).unlink(missing_ok=True)
         except OSError as exc:
-            raise StorageError(f"{self.directory / LOG} cannot be deleted: {exc.strerror}") from exc
-
-    def save_checkpoint(self, steps: int, data: bytes) -> None:
-        """Store a checkpoint and delete all but the newest ones.
-
-        Raises:
-            StorageError: the disk is full or broken; older checkpoints are untouched.
-
-        """
-        digest = hashlib.sha256(data).hexdigest()[:32]
-        replace_file(self.directory / f"checkpoint-{steps:012d}-{digest}.safetensors", data)
-        for path in self._checkpoints()[KEPT:]:
-            path.unlink(missing_ok=True)
-
-    def load_checkpoint(self) -> bytes | None:
-        """Return the newest checkpoint that is not damaged; None when there never was one.
-
-        Raises:
-            StorageError: there are checkpoints, and all are damaged.
-
-        """
-        paths = self._checkpoints()
-        for path in paths:
-            match = CHECKPOINT.fullmatch(path.name)
-            try:
-                data = path.read_bytes()
-            except OSError as exc:
-                logger.error("! %s cannot be read: %s; an older checkpoint is tried", path, exc.strerror)
-                continue
-            if match is not None and hashlib.sha256(data).hexdigest()[:32] == match[2]:
-                return data
-            logger.error("! %s is damaged; an older checkpoint is tried", path)
-        if paths:
-            raise StorageError(f"no checkpoint in {self.directory} is intact; restore one from a backup")
-        return None
-
-    def _checkpoints(self) -> list[pathlib.Path]:
-        """Return the checkpoints' paths, newest first."""
-        found = [path for path in self.directory.iterdir() if CHECKPOINT.fullmatch(path.name)]
-        return sorted(found, reverse=True)
+            raise StorageError(f"{self.log_path} cannot be deleted: {exc.strerror}") from exc

@@ -427,7 +427,7 @@ def test_row_63_all_checkpoints_damaged(run_once: Run, tmp_path: pathlib.Path) -
         for path in checkpoints:
             damage(path, "bit flip")
         with Registry(tmp_path / "registry.sqlite") as registry, pytest.raises(StorageError, match="restore"):
-            SessionStore(place, registry, name).load_checkpoint()
+            SessionStore(place, registry, name).checkpoints.load()
         async with scene(tmp_path) as stage:
             client = await dial(stage.address)
 

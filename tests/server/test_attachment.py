@@ -37,6 +37,7 @@ from mobillm.protocol import (
 from mobillm.server.attachment import Attachment
 from mobillm.server.batch import Batch
 from mobillm.server.blobs import BlobStore
+from mobillm.server.engine_local import LocalEngine
 from mobillm.server.memory import Memory
 from mobillm.server.quota import Quota
 from mobillm.server.registry import Registry
@@ -156,7 +157,7 @@ def test_nothing_of_an_ended_attachment_counts(
 
     async def main() -> None:
         workers = Workers()
-        session = Session(new_store(tmp_path, spec()), workers, "cpu")
+        session = Session(new_store(tmp_path, spec()), workers, LocalEngine(workers))
         connection = types.SimpleNamespace(is_open=False)
         blobs, quota = BlobStore(tmp_path / "blobs", registry), Quota(Limits(), ())
         attachment = Attachment(session, cast(Any, connection), 1, blobs, Limits(), quota, Memory(1 << 30, 1))

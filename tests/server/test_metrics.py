@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from mobillm.errors import ErrorCode, RemoteError, StorageError
 from mobillm.options import Limits
 from mobillm.protocol import Detach
+from mobillm.server.checkpoints import Checkpoints
 from mobillm.server.gateway import _reason
 from mobillm.server.metrics import PrometheusMeter
-from mobillm.server.store import SessionStore
 from mobillm.transport import Address
 from tests.conftest import Run
 from tests.server.raw import raw
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_fails(
     def full(*_: object) -> None:
         raise StorageError("no space left on device")
 
-    monkeypatch.setattr(SessionStore, "save_checkpoint", full)
+    monkeypatch.setattr(Checkpoints, "save", full)
 
     async def main() -> None:
         meter = PrometheusMeter(Address("127.0.0.1", 0))

@@ -15,6 +15,7 @@ import pytest
 from mobillm.errors import ConfigError, ErrorCode, RemoteError, StorageError
 from mobillm.protocol import Finished, Metrics
 from mobillm.server.batch import Batch
+from mobillm.server.engine_local import LocalEngine
 from mobillm.server.log import ActivationLog
 from mobillm.server.observer import Observer
 from mobillm.server.session import Session
@@ -23,7 +24,7 @@ from mobillm.server.training import MAX_SKIPPED
 from mobillm.server.workers import Workers
 from mobillm.spec import CodecSpec, SessionSpec
 from tests.conftest import Run
-from tests.sessions import device, new_store, packed, serving, spec, submit, train
+from tests.sessions import NO_BLOBS, device, new_store, packed, serving, spec, submit, train
 
 
 class Watcher(Observer):
@@ -62,7 +63,7 @@ class Watcher(Observer):
 
 def make(folder: pathlib.Path, what: SessionSpec, workers: Workers) -> tuple[Session, Watcher]:
     """Return a new session and whom it tells."""
-    session = Session(new_store(folder, what), workers, "cpu")
+    session = Session(new_store(folder, what), workers, LocalEngine(workers))
     watcher = Watcher()
     session.observer = watcher
     return session, watcher
@@ -74,8 +75,8 @@ def test_from_first_batch_to_the_end(run: Run, tmp_path: pathlib.Path, no_fd_lea
     async def main() -> None:
         workers = Workers()
         session, watcher = make(tmp_path, spec(epochs=2, batches=3), workers)
-        await session.start({})
-        await session.start({})
+        await session.start(NO_BLOBS)
+        await session.start(NO_BLOBS)
         for seq in (1, 2, 3):
             await session.put(packed(session.spec, seq))
         with pytest.raises(ConfigError, match=r"FINISH\.seq is 2"):
@@ -105,7 +106,7 @@ def test_a_session_that_never_started_closes_its_log(
         with pytest.raises(ConfigError, match="not started"):
             await session.weights()
         await session.close()
-        assert session.store.load_checkpoint() is None
+        assert session.store.checkpoints.load() is None
         workers.close()
 
     run_once(main())
@@ -119,7 +120,7 @@ def test_disk_that_fails_and_recovers(
     async def main() -> None:
         workers = Workers()
         session, watcher = make(tmp_path, spec(), workers)
-        await session.start({})
+        await session.start(NO_BLOBS)
         await session.put(packed(session.spec, 1))
         await watcher.until(lambda: session.applied == 1)
 
@@ -134,14 +135,14 @@ def test_disk_that_fails_and_recovers(
         assert "no space" not in watcher.failures[0][1]
         await session.recover()
         assert (session.received, session.held) == (1, 0)
-        await session.start({})
+        await session.start(NO_BLOBS)
         await session.put(packed(session.spec, 2))
         await watcher.until(lambda: session.applied == 2)
         steps, weights = await session.weights()
         assert steps == 2
         await session.close()
-        again = Session(session.store, workers, "cpu")
-        await again.start({})
+        again = Session(session.store, workers, LocalEngine(workers))
+        await again.start(NO_BLOBS)
         assert await again.weights() == (2, weights)
         await again.close()
         workers.close()
@@ -161,7 +162,7 @@ def test_losses_that_are_not_finite_end_training(run_once: Run, tmp_path: pathli
     async def main() -> None:
         workers = Workers()
         session, watcher = make(tmp_path, what, workers)
-        await session.start({})
+        await session.start(NO_BLOBS)
         for seq in range(1, MAX_SKIPPED + 1):
             await session.put(spoilt(seq))
         await watcher.until(lambda: watcher.failures)
@@ -180,7 +181,7 @@ def test_two_starts_at_once_train_once(run_once: Run, tmp_path: pathlib.Path) ->
     async def main() -> None:
         workers = Workers()
         session, watcher = make(tmp_path, spec(), workers)
-        await asyncio.gather(session.start({}), session.start({}))
+        await asyncio.gather(session.start(NO_BLOBS), session.start(NO_BLOBS))
         await session.put(packed(session.spec, 1))
         await watcher.until(lambda: session.applied == 1)
         assert (await session.weights())[0] == 1
@@ -199,12 +200,12 @@ def test_checkpoints_are_written_now_and_then(
     async def main() -> None:
         workers = Workers()
         session, watcher = make(tmp_path, spec(), workers)
-        await session.start({})
+        await session.start(NO_BLOBS)
         for seq in (1, 2, 3):
             await session.put(packed(session.spec, seq))
         await watcher.until(lambda: session.applied == 3)
-        crashed = Session(session.store, workers, "cpu")
-        await crashed.start({})
+        crashed = Session(session.store, workers, LocalEngine(workers))
+        await crashed.start(NO_BLOBS)
         assert crashed.applied == 3
         assert await crashed.weights() == await session.weights()
         await crashed.close()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import pathlib
 
+from mobillm.server.engine_local import LocalEngine
 from mobillm.server.session import Session
 from mobillm.server.summary import state_of, summarise
 from mobillm.server.workers import Workers
 from tests.conftest import Run
-from tests.sessions import new_store, packed, spec
+from tests.sessions import NO_BLOBS, new_store, packed, spec
 
 
 def test_states_and_figures(run_once: Run, tmp_path: pathlib.Path) -> None:
@@ -17,12 +18,12 @@ def test_states_and_figures(run_once: Run, tmp_path: pathlib.Path) -> None:
 
     async def main() -> None:
         workers = Workers()
-        session = Session(new_store(tmp_path, spec(epochs=2, batches=2)), workers, "cpu")
+        session = Session(new_store(tmp_path, spec(epochs=2, batches=2)), workers, LocalEngine(workers))
         before = summarise(session, attached=False)
         assert (before["state"], before["steps"], before["epoch"], before["loss"]) == (
             "receiving", None, None, None,
         )  # fmt: skip
-        await session.start({})
+        await session.start(NO_BLOBS)
         for seq in (1, 2):
             await session.put(packed(session.spec, seq))
         await session.finish(2)

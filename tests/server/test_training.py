@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 
 from mobillm.protocol import Metrics
+from mobillm.server.engine import Job
+from mobillm.server.engine_local import LocalEngine
+from mobillm.server.equalizers import Equalizers
+from mobillm.server.log import ActivationLog
 from mobillm.server.meter import Meter
-from mobillm.server.progress import Progress
 from mobillm.server.registry import Registry
 from mobillm.server.store import SessionStore
 from mobillm.server.trainer import Trainer
-from mobillm.server.training import Training, restore
+from mobillm.server.training import Training
 from mobillm.server.workers import Workers
 from tests.conftest import Run
-from tests.sessions import device, new_store, packed, serving, spec, submit
+from tests.sessions import NO_BLOBS, device, new_store, packed, serving, spec, submit
 
 LOSSES = [0.9, 0.5, 0.7, 0.6, 0.4, 0.3]  # after each epoch: with patience 2 the fifth is never seen
 STOPPING = spec(epochs=6, batches=3, early_stopping=2)
@@ -38,6 +41,14 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+async def begin(store: SessionStore, log: ActivationLog, workers: Workers) -> Training:
+    """Return the training of a session at its newest checkpoint."""
+    what = store.record().spec
+    job = Job("x", what, NO_BLOBS, store.checkpoints, log.path, lambda: log, Equalizers())
+    worker = await LocalEngine(workers).begin(job)
+    return Training(worker, what, lambda: log, workers, Meter(), "x")
+
+
 async def _trained(folder: pathlib.Path, cut: int | None, what: Any = STOPPING) -> tuple[int, bytes, bytes]:
     """Train a session, with a restart after ``cut`` steps; return steps, weights, and those of epoch 2."""
     second = b""
@@ -56,22 +67,20 @@ async def _trained(folder: pathlib.Path, cut: int | None, what: Any = STOPPING) 
         log = store.open_log()
         log.append([*(packed(what, seq) for seq in (1, 2, 3)), packed(what, 4, heldout=True)])
 
-        def load() -> Training:
-            trainer = Trainer(what, {})
-            progress = restore(store, trainer) or Progress()
-            return Training(trainer, progress, store, lambda: log, workers, Meter(), "x")
+        async def load() -> Training:
+            return await begin(store, log, workers)
 
-        training = load()
-        for entry in log.entries[training.progress.applied :]:
-            await training.first_epoch(log.read(entry), 0)
+        training = await load()
+        for entry in log.entries[training.status.progress.applied :]:
+            await training.first_epoch(entry, 0)
         if cut is not None:
             task = asyncio.get_running_loop().create_task(training.later_epochs())
-            while training.trainer.steps < cut and not task.done():
+            while training.status.steps < cut and not task.done():
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await training.checkpoint()
-            training = load()
+            training = await load()
         await training.later_epochs()
         await training.complete()
         steps, weights = await training.weights()
@@ -195,9 +204,7 @@ def test_metrics_are_merged(run_once: Run, tmp_path: pathlib.Path, registry: Reg
         store: SessionStore = new_store(tmp_path, spec(batches=3))
         log = store.open_log()
         log.append([packed(spec(), seq) for seq in (1, 2, 3)])
-        training = Training(
-            Trainer(store.record().spec, {}), Progress(), store, lambda: log, workers, Meter(), "x"
-        )
+        training = await begin(store, log, workers)
         training.report = told.append
         for entry in log.entries:
             await training.first_epoch(log.read(entry), 5)

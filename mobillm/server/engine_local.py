@@ -1,0 +1,117 @@
+"""The engine of a server on one machine: all sessions share the server's training thread."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+from .batch import Batch
+from .engine import Job, Saved, Status, Step
+from .learner import Learner
+from .reader import Entry
+from .replay import Replay
+from .trainer import Trainer
+from .workers import Workers
+
+__all__ = ["LocalEngine"]
+
+
+class LocalEngine:
+    """Trains in the server's training thread, in fair turns.
+
+    Args:
+        workers: the server's threads; whoever made them ends them.
+        device: torch device to train on.
+
+    """
+
+    def __init__(self, workers: Workers, device: str = "cpu") -> None:
+        self._workers = workers
+        self._device = device
+
+    async def start(self) -> None:
+        """Get ready, which takes nothing here."""
+
+    async def begin(self, job: Job) -> _LocalWorker:
+        """Return a worker that is where the session's newest checkpoint left it, or new.
+
+        Raises:
+            ModelError: a blob does not fit the spec.
+            StorageError: all checkpoints are damaged, or a blob is.
+
+        """
+        blobs = await self._workers.write(job.blobs.read_all, job.spec.blobs)
+
+        def work() -> Learner:
+            trainer = Trainer(job.spec, blobs, self._device, job.equalizers)
+            return Learner(trainer, job.checkpoints)
+
+        return _LocalWorker(await self._workers.train(job.name, work), job, self._workers)
+
+    async def close(self) -> None:
+        """End it, which takes nothing here."""
+
+
+class _LocalWorker:
+    """One session's share of the threads; see :class:`mobillm.server.engine.Worker`."""
+
+    def __init__(self, learner: Learner, job: Job, workers: Workers) -> None:
+        self.learner = learner
+        self._job = job
+        self._workers = workers
+        self._replay: Replay | None = None
+
+    @property
+    def status(self) -> Status:
+        return self.learner.status
+
+    @property
+    def restored(self) -> bool:
+        return self.learner.restored
+
+    async def train(self, item: Batch | Entry) -> Step | None:
+        if item.heldout:
+            self.learner.hold_out(item.seq)
+            return None
+        batch = item
+        if isinstance(batch, Entry):
+            batch = await self._workers.write(self._job.log().read, batch)
+        work = functools.partial(self.learner.step, [batch], batch.seq, 1, 0)
+        return await self._workers.train(self._job.name, work)
+
+    async def train_again(self, epoch: int, index: int) -> Step:
+        if self._replay is None:
+            self._replay = Replay(self._job.spec, self._job.log())
+        parts = await self._workers.write(self._replay.batch, epoch, index)
+        applied = self.learner.progress.applied
+        work = functools.partial(self.learner.step, parts, applied, epoch, index + 1)
+        return await self._workers.train(self._job.name, work)
+
+    async def judge(self) -> dict[str, float]:
+        return await self._workers.train(self._job.name, lambda: self.learner.judge(self._job.log()))
+
+    async def settle(self) -> tuple[dict[str, float], Saved]:
+        values = await self._workers.train(self._job.name, lambda: self.learner.settle(self._job.log()))
+        return values, await self.save()
+
+    async def evaluate(self) -> tuple[int, dict[str, float]]:
+        def work() -> tuple[int, dict[str, float]]:
+            return self.learner.trainer.steps, self.learner.evaluate(self._job.log())
+
+        return await self._workers.train(self._job.name, work)
+
+    async def weights(self) -> tuple[int, bytes]:
+        trainer = self.learner.trainer
+        return await self._workers.train(self._job.name, lambda: (trainer.steps, trainer.weights()))
+
+    async def save(self) -> Saved:
+        def work() -> tuple[int, bytes]:
+            return self.learner.trainer.steps, self.learner.save()
+
+        start = time.monotonic()
+        steps, data = await self._workers.train(self._job.name, work)
+        await self._workers.write(self._job.checkpoints.save, steps, data)
+        return Saved(len(data), time.monotonic() - start)
+
+    async def close(self) -> None:
+        pass  # the network goes with the last reference to it

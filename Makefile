@@ -18,7 +18,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp for each set of extras, remade when the dependencies or the C sources change.
-$(VENV)/.%: pyproject.toml setup.py constraints.txt $(wildcard mobillm/kernels/native*.[ch]) | $(BIN)/python
+$(VENV)/.%: pyproject.toml setup.py constraints.txt $(wildcard mobillm/*/*.[ch]) | $(BIN)/python
 	$(PIP) install $(TORCH)
 	$(PIP) install --constraint constraints.txt --editable '.[$*]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""The C extension; everything else about the package stands in ``pyproject.toml``."""
+"""The C extensions; everything else about the package stands in ``pyproject.toml``."""
 
 from __future__ import annotations
 
@@ -21,4 +21,18 @@ native = Extension(
     py_limited_api=True,
     optional=True,  # without a C compiler the package is installed without it; numpy and torch do the work
 )
-setup(ext_modules=[native])
+crc32c = Extension(
+    "mobillm.protocol._crc32c",
+    ["mobillm/protocol/crc32c.c"],
+    extra_compile_args=["-std=c11", "-O3", "-g0"],
+    py_limited_api=True,
+    optional=True,  # without it the package crc32c does the work
+)
+memory = Extension(
+    "mobillm.protocol._memory",
+    ["mobillm/protocol/memory.c"],
+    extra_compile_args=["-std=c11", "-O3", "-g0"],
+    py_limited_api=True,
+    optional=True,  # without it each payload is received into a bytearray of its own
+)
+setup(ext_modules=[native, crc32c, memory])

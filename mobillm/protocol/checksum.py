@@ -1,14 +1,18 @@
 """CRC32C, and the checksum of joined bytes from those of its parts.
 
 A payload is covered by two checksums, its frame's and its batch's. Both follow from the payload's own, so
-that its bytes are read once.
+that its bytes are read once. An optional extension in C (``crc32c.c``) computes and joins checksums, the
+first only on processors with the instructions that it uses; else the package ``crc32c`` and Python do.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
 
-from crc32c import crc32c
+import crc32c as package
 
 __all__ = ["append", "combine", "crc32c"]
 
@@ -19,6 +23,21 @@ POLYNOMIAL = 0x82F63B78
 WORTHWHILE = 16384
 
 Tables = tuple[tuple[int, ...], ...]
+
+
+def _load() -> Any:
+    try:
+        return importlib.import_module("mobillm.protocol._crc32c")
+    except ImportError:
+        return None
+
+
+_extension = _load()
+
+# Bytes, then the checksum of the bytes before them, if any.
+crc32c: Callable[..., int] = (
+    _extension.crc32c if _extension is not None and _extension.FOLDS else package.crc32c
+)
 
 
 def append(first: int, data: bytes | bytearray | memoryview, second: int) -> int:
@@ -34,7 +53,7 @@ def append(first: int, data: bytes | bytearray | memoryview, second: int) -> int
     return crc32c(data, first) if size < WORTHWHILE else combine(first, second, size)
 
 
-def combine(first: int, second: int, size: int) -> int:
+def combine_in_python(first: int, second: int, size: int) -> int:
     """Return the checksum of two byte strings joined.
 
     CRCs are linear: ``size`` zero bytes after the first string multiply its register by x^(8 size) modulo the
@@ -54,6 +73,9 @@ def combine(first: int, second: int, size: int) -> int:
         size >>= 1
         power += 1
     return first ^ second
+
+
+combine: Callable[[int, int, int], int] = combine_in_python if _extension is None else _extension.combine
 
 
 @functools.cache

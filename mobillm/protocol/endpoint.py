@@ -81,6 +81,7 @@ class Endpoint:
         self._transcript = Transcript()
         # Nobody is known yet, so nobody may make us hold more than a map.
         self._frames = FrameBuffer(MAX_META)
+        self._peer_role = role.peer
         self._streams: dict[int, Stream] = {}
         self._events: list[Message] = []
         self._output: list[bytes | memoryview] = []
@@ -169,7 +170,7 @@ class Endpoint:
             return False
         skipped, received = self._frames.skipped, False
         try:
-            for frame in self._frames:
+            while (frame := self._frames.next_frame()) is not None:
                 received = True
                 self._receive(frame)
                 if self.is_closed():
@@ -306,9 +307,10 @@ class Endpoint:
         return f"the handshake is not over ({self.phase.value})"
 
     def _stream(self, number: int) -> Stream:
-        if number not in self._streams:
-            self._streams[number] = Stream(number, self.role, self.limits)
-        return self._streams[number]
+        stream = self._streams.get(number)
+        if stream is None:
+            stream = self._streams[number] = Stream(number, self.role, self.limits)
+        return stream
 
     def _shake(self, message: Hello | Challenge | Auth | Welcome) -> None:
         """Queue our next frame of the handshake."""
@@ -331,7 +333,7 @@ class Endpoint:
         if message.stream:
             self._receive_on_stream(message, frame.size)
             return
-        self._advance(self.role.peer, message, RemoteProtocolError)
+        self._advance(self._peer_role, message, RemoteProtocolError)
         if isinstance(message, Hello | Challenge):
             self._transcript.add(message.type, frame.meta)
         if isinstance(message, Hello):

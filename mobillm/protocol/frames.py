@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ..errors import ErrorCode, RemoteProtocolError
 from .checksum import append, crc32c
+from .memory import allocate
 
 __all__ = [
     "HEADER_SIZE",
@@ -28,6 +29,7 @@ VERSION = 1
 MAGIC = b"ML"
 FIELDS = struct.Struct(">2sBBHHIHHQ")
 CRCS = struct.Struct(">II")
+HEADER = struct.Struct(FIELDS.format + "II")
 HEADER_SIZE = 32
 MAX_META = 4096
 
@@ -42,6 +44,10 @@ CRITICAL_FLAGS = 0x00FF
 # Headers, maps and short payloads go through a small buffer of the connection; longer payloads are
 # received where they stay. The size decides how much of a long payload is copied once (at most this).
 SCRATCH_SIZE = 8192
+
+# Bytes behind a long payload that may be received with its last ones, so that the next frame's header and map
+# need no call to the system of their own. What is more of them than a header and a map is copied once.
+SLACK = 256
 
 
 class FrameType(enum.IntEnum):
@@ -83,7 +89,7 @@ class FrameType(enum.IntEnum):
 
 
 _PAYLOAD_TYPES = frozenset({FrameType.BLOB, FrameType.WEIGHTS, FrameType.DATA})
-_TYPES = {int(t): t for t in FrameType}
+_TYPES = {int(t): (t, t.has_payload) for t in FrameType}  # the property would be asked for each frame
 _OPTIONAL = range(0x80, 0xC0)
 
 
@@ -148,42 +154,47 @@ class FrameBuffer:
     """Turn received bytes into frames; refuse a bad header before anything is allocated for it.
 
     Bytes come in through :meth:`get_buffer` and :meth:`buffer_updated` (no copy for long payloads) or
-    :meth:`receive_data`; frames come out by iterating. The iterator ends when more bytes are needed.
+    :meth:`receive_data`; frames come out of :meth:`next_frame` or by iterating, until more bytes are needed.
 
     Args:
         max_body: largest body accepted, in bytes.
+
+    Attributes:
+        skipped: frames of unknown optional types so far.
 
     """
 
     def __init__(self, max_body: int) -> None:
         self.max_body = max_body
         self.skipped = 0
-        self._scratch = bytearray(SCRATCH_SIZE)
-        self._view = memoryview(self._scratch)
+        self._scratch = memoryview(bytearray(SCRATCH_SIZE))
         self._start = 0  # first unread byte of the scratch buffer
         self._end = 0  # first free byte of the scratch buffer
         self._header: _Header | None = None
-        self._meta: bytes | None = None
-        self._payload: bytearray | None = None
+        self._head: bytes | None = None  # the body in front of the payload
+        self._payload: memoryview | None = None  # with the slack behind it
+        self._size = 0  # bytes of the payload
         self._filled = 0  # received bytes of the payload
         self._direct = False  # whether the last buffer handed out was the payload's own
 
     def get_buffer(self) -> memoryview:
         """Return where the next received bytes go; never empty."""
-        if self._payload is not None and self._start == self._end:
-            # Only what the scratch buffer could not hold anyway is worth a call of its own.
-            missing = len(self._payload) - self._filled
-            if missing >= SCRATCH_SIZE // 2:
-                self._direct = True
-                return memoryview(self._payload)[self._filled :]
+        # Only what the scratch buffer could not hold anyway is worth a call of its own.
+        if (
+            self._payload is not None
+            and self._start == self._end
+            and self._size - self._filled >= SCRATCH_SIZE // 2
+        ):
+            self._direct = True
+            return self._payload[self._filled :]
         self._direct = False
         if self._start == self._end:
             self._start = self._end = 0
         elif self._end == SCRATCH_SIZE or self._start > SCRATCH_SIZE // 2:
             rest = self._end - self._start
-            self._scratch[:rest] = self._scratch[self._start : self._end]
+            self._scratch[:rest] = bytes(self._scratch[self._start : self._end])
             self._start, self._end = 0, rest
-        return self._view[self._end :]
+        return self._scratch[self._end :]
 
     def buffer_updated(self, count: int) -> bool:
         """Take note that ``count`` bytes were written into the last buffer handed out.
@@ -192,11 +203,15 @@ class FrameBuffer:
             whether a frame may be complete now; while a long payload still arrives it is not.
 
         """
-        if self._direct and self._payload is not None:
-            self._filled += count
-            return self._filled == len(self._payload)
-        self._end += count
-        return True
+        if not self._direct or self._payload is None:
+            self._end += count
+            return True
+        self._filled += count
+        excess = self._filled - self._size
+        if excess > 0:  # the scratch buffer is empty
+            self._scratch[:excess] = self._payload[self._size : self._filled]
+            self._start, self._end, self._filled = 0, excess, self._size
+        return excess >= 0
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Iterator[Frame]:
         """Take ``data`` in and yield the frames it completes."""
@@ -212,7 +227,7 @@ class FrameBuffer:
     def clear(self) -> None:
         """Forget what has come of the next frame."""
         self._start = self._end = 0
-        self._header, self._meta, self._payload = None, None, None
+        self._header, self._head, self._payload = None, None, None
 
     @property
     def is_empty(self) -> bool:
@@ -220,66 +235,63 @@ class FrameBuffer:
         return self._header is None and self._start == self._end
 
     def __iter__(self) -> Iterator[Frame]:
-        while (frame := self._next()) is not None:
+        while (frame := self.next_frame()) is not None:
             yield frame
 
-    def _take(self, count: int) -> bytes | None:
-        if self._end - self._start < count:
-            return None
-        data = bytes(self._view[self._start : self._start + count])
-        self._start += count
-        return data
+    def next_frame(self) -> Frame | None:
+        """Return the next whole frame; None when more bytes are needed.
 
-    def _next(self) -> Frame | None:
+        Raises:
+            RemoteProtocolError: the bytes break a rule.
+
+        """
         while True:
-            if self._header is None:
-                data = self._take(HEADER_SIZE)
-                if data is None:
-                    return None
-                self._header = _Header.parse(data, self.max_body)
             header = self._header
-            if self._meta is None:
-                self._meta = self._take(header.head_size)
-                if self._meta is None:
+            if header is None:
+                if self._end - self._start < HEADER_SIZE:
                     return None
-                self._begin_payload(header, self._meta)
-            if not self._fill_payload():
+                header = self._header = _Header.parse(self._scratch, self._start, self.max_body)
+                self._start += HEADER_SIZE
+            if self._head is None:
+                end = self._start + header.head_size
+                if end > self._end:
+                    return None
+                self._head = bytes(self._scratch[self._start : end])
+                self._start = end
+                if header.payload_size is not None:
+                    self._begin_payload(header, header.payload_size)
+            if self._payload is not None and not self._fill_payload(self._payload):
                 return None
-            frame = self._finish(header, self._meta)
+            frame = self._finish(header, self._head)
             if frame is not None:
                 return frame
 
-    def _begin_payload(self, header: _Header, head: bytes) -> None:
-        if header.payload_size is None:
-            return
-        marker, size = PAYLOAD_HEADER.unpack_from(head, header.meta_size)
-        if marker != BIN32 or size != header.payload_size:
+    def _begin_payload(self, header: _Header, size: int) -> None:
+        assert self._head is not None
+        if PAYLOAD_HEADER.unpack_from(self._head, header.meta_size) != (BIN32, size):
             raise RemoteProtocolError(
                 ErrorCode.DECODE, "the map is not followed by a bin 32 object of the declared length"
             )
-        self._payload = bytearray(size)
-        self._filled = 0
+        self._payload = memoryview(bytearray(size)) if size < SCRATCH_SIZE else allocate(size + SLACK)
+        self._size, self._filled = size, 0
 
-    def _fill_payload(self) -> bool:
-        payload = self._payload
-        if payload is None:
-            return True
-        count = min(len(payload) - self._filled, self._end - self._start)
+    def _fill_payload(self, payload: memoryview) -> bool:
+        count = min(self._size - self._filled, self._end - self._start)
         if count:
-            payload[self._filled : self._filled + count] = self._view[self._start : self._start + count]
+            payload[self._filled : self._filled + count] = self._scratch[self._start : self._start + count]
             self._filled += count
             self._start += count
-        return self._filled == len(payload)
+        return self._filled == self._size
 
     def _finish(self, header: _Header, head: bytes) -> Frame | None:
         checksum = crc32c(head)
         payload = None
         own = 0
         if self._payload is not None:
-            own = crc32c(self._payload)
-            checksum = append(checksum, self._payload, own)
-            payload = memoryview(self._payload)
-        self._header, self._meta, self._payload = None, None, None
+            payload = self._payload[: self._size]
+            own = crc32c(payload)
+            checksum = append(checksum, payload, own)
+        self._header = self._head = self._payload = None
         if checksum != header.checksum:
             raise RemoteProtocolError(ErrorCode.CRC_BODY, "the body's CRC32C is wrong")
         if header.type is None:
@@ -291,29 +303,33 @@ class FrameBuffer:
 
 
 class _Header(NamedTuple):
+    """What a header says.
+
+    Attributes:
+        head_size: bytes of the body in front of the payload.
+        payload_size: bytes of the payload; None for types without one.
+
+    """
+
     type: FrameType | None
     stream: int
     seq: int
     body_size: int
     meta_size: int
     checksum: int
+    head_size: int
     payload_size: int | None
 
-    @property
-    def head_size(self) -> int:
-        """Bytes of the body in front of the payload."""
-        if self.payload_size is None:
-            return self.body_size
-        return self.meta_size + PAYLOAD_HEADER_SIZE
-
     @classmethod
-    def parse(cls, data: bytes, max_body: int) -> _Header:
-        magic, version, code, flags, stream, body, meta, reserved, seq = FIELDS.unpack_from(data)
-        crc, checksum = CRCS.unpack_from(data, FIELDS.size)
+    def parse(cls, data: memoryview, start: int, max_body: int) -> _Header:
+        """Read and check the 32 bytes of ``data`` from ``start`` on."""
+        magic, version, code, flags, stream, body, meta, reserved, seq, crc, checksum = HEADER.unpack_from(
+            data, start
+        )
         if magic != MAGIC:
             raise RemoteProtocolError(ErrorCode.PROTOCOL, "these bytes are not a MobiLLM frame (wrong magic)")
         # Nothing else of the header is trusted before its own checksum was.
-        if crc32c(data[: FIELDS.size]) != crc:
+        if crc32c(data[start : start + FIELDS.size]) != crc:
             raise RemoteProtocolError(ErrorCode.CRC_HEADER, "the header's CRC32C is wrong")
         if version != VERSION:
             raise RemoteProtocolError(
@@ -328,24 +344,24 @@ class _Header(NamedTuple):
         if meta > MAX_META:
             raise RemoteProtocolError(ErrorCode.LIMIT, f"a map of {meta} bytes; the limit is {MAX_META}")
         known = _TYPES.get(code)
-        if known is None and code not in _OPTIONAL:
-            raise RemoteProtocolError(ErrorCode.UNSUPPORTED, f"frame type 0x{code:02x} is not known")
-        payload = None
-        if known is not None and known.has_payload:
-            payload = body - meta - PAYLOAD_HEADER_SIZE
-        if (payload is not None and payload < 0) or (payload is None and known is not None and body != meta):
+        if known is None:
+            return cls._unknown(code, stream, seq, body, meta, checksum)
+        known_type, has_payload = known
+        payload = body - meta - PAYLOAD_HEADER_SIZE if has_payload else None
+        if (body != meta) if payload is None else payload < 0:
             raise RemoteProtocolError(
                 ErrorCode.PROTOCOL, f"a map of {meta} bytes does not fit a body of {body} bytes"
             )
-        if known is None:
-            return cls._unknown(stream, seq, body, meta, checksum)
-        return cls(known, stream, seq, body, meta, checksum, payload)
+        head = body if payload is None else meta + PAYLOAD_HEADER_SIZE
+        return cls(known_type, stream, seq, body, meta, checksum, head, payload)
 
     @classmethod
-    def _unknown(cls, stream: int, seq: int, body: int, meta: int, checksum: int) -> _Header:
+    def _unknown(cls, code: int, stream: int, seq: int, body: int, meta: int, checksum: int) -> _Header:
+        if code not in _OPTIONAL:
+            raise RemoteProtocolError(ErrorCode.UNSUPPORTED, f"frame type 0x{code:02x} is not known")
         # What an optional extension carries is skipped, so it may be as long as any small frame only.
         if body > MAX_META:
             raise RemoteProtocolError(
                 ErrorCode.FRAME_SIZE, f"an unknown optional frame of {body} bytes; the limit is {MAX_META}"
             )
-        return cls(None, stream, seq, body, min(meta, body), checksum, None)
+        return cls(None, stream, seq, body, min(meta, body), checksum, body, None)

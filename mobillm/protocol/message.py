@@ -58,9 +58,12 @@ class Message(_Encoded):
     seq: int = wire(SEQ, 0)
 
     def __post_init__(self) -> None:
-        for name, rule in _plan(type(self)).rules:
+        for name, rule, default in _plan(type(self)).rules:
+            value = getattr(self, name)
+            if value is default:
+                continue  # nearly all that is left out
             try:
-                rule(getattr(self, name))
+                rule(value)
             except ValueError as exc:
                 raise ValueError(f"{self.type.name}.{name} must be {exc}") from None
         if self.seq and not self.has_seq:
@@ -124,18 +127,18 @@ class Message(_Encoded):
             RemoteProtocolError: a field is missing or breaks its rule.
 
         """
-        values = decode_map(frame.meta)
-        found: dict[str, Any] = {"stream": frame.stream, "seq": frame.seq if cls.has_seq else 0}
-        if frame.payload is not None:
-            found["payload"] = frame.payload
-        inside = _plan(cls).inside
-        for key, value in values.items():
-            if key in inside:
-                found[key] = value
-            elif key.startswith("!"):
+        found = decode_map(frame.meta)
+        known = _plan(cls).known
+        if not known.issuperset(found):
+            if any(key.startswith("!") for key in found if key not in known):
                 raise RemoteProtocolError(
                     ErrorCode.UNSUPPORTED, f"{cls.type.name} has an unknown critical key"
                 )
+            found = {key: value for key, value in found.items() if key in known}
+        found["stream"] = frame.stream
+        found["seq"] = frame.seq if cls.has_seq else 0
+        if frame.payload is not None:
+            found["payload"] = frame.payload
         try:
             message = cls(**found)
         except TypeError:
@@ -156,13 +159,15 @@ class _Plan(NamedTuple):
     """What is needed of a message class again and again.
 
     Attributes:
-        rules: name and rule of each field.
+        rules: name, rule and default of each field; defaults obey their rules.
         inside: names of the fields that are in the map, in order.
+        known: the same, as a set.
 
     """
 
-    rules: tuple[tuple[str, Rule], ...]
+    rules: tuple[tuple[str, Rule, object], ...]
     inside: tuple[str, ...]
+    known: frozenset[str]
 
 
 _PLANS: dict[type[Message], _Plan] = {}
@@ -171,8 +176,10 @@ _PLANS: dict[type[Message], _Plan] = {}
 def _plan(cls: type[Message]) -> _Plan:
     plan = _PLANS.get(cls)
     if plan is None:
-        rules = tuple((field.name, field.metadata["rule"]) for field in dataclasses.fields(cls))
-        plan = _PLANS[cls] = _Plan(rules, tuple(name for name, _ in rules if name not in _OUTSIDE))
+        fields = dataclasses.fields(cls)
+        rules = tuple((field.name, field.metadata["rule"], field.default) for field in fields)
+        inside = tuple(field.name for field in fields if field.name not in _OUTSIDE)
+        plan = _PLANS[cls] = _Plan(rules, inside, frozenset(inside))
     return plan
 
 

@@ -122,8 +122,9 @@ def mapping(rule: Rule | None = None) -> Rule:
 
 def _no_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     found = dict(pairs)
-    if not all(type(key) is str for key in found):
-        raise ValueError("a key is not a string")
+    for key in found:
+        if type(key) is not str:
+            raise ValueError("a key is not a string")
     if len(found) != len(pairs):
         raise ValueError("a key occurs twice")
     return found

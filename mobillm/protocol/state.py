@@ -18,6 +18,8 @@ __all__ = ["CONNECTION", "STREAM", "Phase", "Role", "StreamPhase"]
 class Role(enum.Enum):
     """The two ends of a connection."""
 
+    __hash__ = object.__hash__  # each member exists once; the tables are asked for every frame
+
     DEVICE = "device"
     SERVER = "server"
 
@@ -29,6 +31,8 @@ class Role(enum.Enum):
 
 class Phase(enum.Enum):
     """What a connection waits for."""
+
+    __hash__ = object.__hash__
 
     HELLO = "waiting for HELLO"
     CHALLENGE = "waiting for CHALLENGE"
@@ -42,6 +46,8 @@ class Phase(enum.Enum):
 
 class StreamPhase(enum.Enum):
     """What a stream is used for."""
+
+    __hash__ = object.__hash__
 
     IDLE = "not in use"
     OPENING = "opening"

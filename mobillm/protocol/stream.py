@@ -38,6 +38,7 @@ class Stream:
     def __init__(self, number: int, role: Role, limits: Limits) -> None:
         self.number = number
         self.role = role
+        self._peer = role.peer
         self.limits = limits
         self._reset(StreamPhase.IDLE)
 
@@ -84,7 +85,7 @@ class Stream:
             RemoteProtocolError: it is not legal now.
 
         """
-        phase = self._move(self.role.peer, message)
+        phase = self._move(self._peer, message)
         if phase is None:
             raise RemoteProtocolError(
                 ErrorCode.PROTOCOL, f"{message.type.name} on a stream that is {self.phase.value}"

@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import crc32c
-
 from ..formats import BLOCKS, MAX_RANK, Format, packed_size
+from .checksum import crc32c
 
 __all__ = [
     "EQUALIZERS",
@@ -35,7 +34,7 @@ MAX_DIMENSION = 2**31 - 1
 
 def checksum(payload: bytes | memoryview) -> int:
     """Return the CRC32C by which the headers of equalized tensors name their packed equalizer."""
-    return crc32c.crc32c(payload)
+    return crc32c(payload)
 
 
 def is_tensor(tensor: int) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mobillm.errors import ErrorCode, RemoteProtocolError
 from mobillm.protocol import HEADER_SIZE, MAX_META, Frame, FrameBuffer, FrameType, encode_frame
-from mobillm.protocol.frames import SCRATCH_SIZE
+from mobillm.protocol.frames import SCRATCH_SIZE, SLACK
 from tests.helpers import raw_frame
 
 LIMIT = 1 << 20
@@ -156,7 +156,38 @@ def test_long_payload_is_received_in_place() -> None:
     into[:100] = data[:100]
     buffer.buffer_updated(100)
     assert list(buffer) == []
-    assert buffer.get_buffer().nbytes == 50_000 - (100 - HEADER_SIZE - 6)
+    assert buffer.get_buffer().nbytes == 50_000 - (100 - HEADER_SIZE - 6) + SLACK
+
+
+@pytest.mark.parametrize("behind", [0, 1, 40, SLACK - 1, SLACK])
+def test_one_call_ends_a_long_payload_and_begins_the_next_frame(behind: int) -> None:
+    """[T-3] What comes behind a long payload in its slack belongs to the next frames."""
+    first = raw_frame(FrameType.DATA, {"n": 1}, bytes(50_000), stream=1, seq=1)
+    second = raw_frame(FrameType.ACK, {"x": "y" * 100}, stream=1)
+    third = raw_frame(FrameType.DATA, {"n": 2}, b"3" * 20_000, stream=1, seq=1)
+    data = first + second + third
+    buffer = FrameBuffer(LIMIT)
+    into = buffer.get_buffer()
+    into[:100] = data[:100]
+    assert buffer.buffer_updated(100)
+    assert buffer.next_frame() is None
+    into = buffer.get_buffer()
+    count = len(first) - 100 + behind
+    into[:count] = data[100 : 100 + count]
+    assert buffer.buffer_updated(count)
+    frames = [*buffer, *buffer.receive_data(data[100 + count :])]
+    assert flat(frames) == flat(feed(data, [31]))
+    assert [len(frame.payload) for frame in frames if frame.payload is not None] == [50_000, 20_000]
+    assert buffer.is_empty
+
+
+def test_slack_is_only_behind_long_payloads() -> None:
+    """[L-3] What a payload takes beside its own bytes is a small part of it."""
+    for size in (1, SCRATCH_SIZE - 1, SCRATCH_SIZE, 100_000):
+        (frame,) = feed(raw_frame(FrameType.DATA, {}, bytes(size), stream=1, seq=1), [1000])
+        assert frame.payload is not None
+        held = frame.payload.obj
+        assert len(memoryview(held)) == size + (SLACK if size >= SCRATCH_SIZE else 0) <= size * 1.04
 
 
 @pytest.mark.parametrize("trailing", [b"", b"M", b"ML\x01", bytes(31)])

@@ -16,7 +16,7 @@ from unittest import mock
 
 from benchmarks.stacks import ADDRESS, TIMEOUTS, TOKEN, send_batch, take
 from mobillm.protocol import Ack, Credit, Open, derive_key
-from mobillm.protocol.frames import SCRATCH_SIZE
+from mobillm.protocol.frames import SCRATCH_SIZE, SLACK
 from mobillm.transport import Connection, connect, serve
 
 __all__ = ["copies_per_payload"]
@@ -28,7 +28,8 @@ class Counter:
     """Counts what both connections of one process copy.
 
     Attributes:
-        received: bytes that arrived in the connection's small buffer; its headers and maps are among them.
+        received: bytes that arrived in the connection's small buffer or behind a payload; headers and maps
+            are among them.
         sent: bytes that did not leave as the caller's own memory, or that the transport has kept a copy of.
 
     """
@@ -37,17 +38,18 @@ class Counter:
         self.received = 0
         self.sent = 0
         self._copying = copying
-        self._small = False
+        self._place = 0  # bytes of the last buffer that are where they belong
 
     def get_buffer(self, connection: Connection, sizehint: int) -> memoryview:
         """Note which buffer is handed out."""
         view = connection.endpoint.get_buffer()
-        self._small = len(view.obj) == SCRATCH_SIZE  # type: ignore[arg-type]
+        small = len(view.obj) == SCRATCH_SIZE  # type: ignore[arg-type]
+        self._place = 0 if small else len(view) - SLACK
         return view
 
     def buffer_updated(self, original: Callable[..., None], connection: Connection, nbytes: int) -> None:
         """Count what did not go straight to its place."""
-        self.received += nbytes if self._small else 0
+        self.received += max(0, nbytes - self._place)
         original(connection, nbytes)
 
     def write(self, transport: Any, own: set[int], data: bytes | memoryview) -> None:

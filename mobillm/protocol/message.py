@@ -58,12 +58,9 @@ class Message(_Encoded):
     seq: int = wire(SEQ, 0)
 
     def __post_init__(self) -> None:
-        for name, rule, default in _plan(type(self)).rules:
-            value = getattr(self, name)
-            if value is default:
-                continue  # nearly all that is left out
+        for name, rule in _plan(type(self)).rules:
             try:
-                rule(value)
+                rule(getattr(self, name))
             except ValueError as exc:
                 raise ValueError(f"{self.type.name}.{name} must be {exc}") from None
         if self.seq and not self.has_seq:
@@ -159,13 +156,13 @@ class _Plan(NamedTuple):
     """What is needed of a message class again and again.
 
     Attributes:
-        rules: name, rule and default of each field; defaults obey their rules.
+        rules: name and rule of each field.
         inside: names of the fields that are in the map, in order.
         known: the same, as a set.
 
     """
 
-    rules: tuple[tuple[str, Rule, object], ...]
+    rules: tuple[tuple[str, Rule], ...]
     inside: tuple[str, ...]
     known: frozenset[str]
 
@@ -176,9 +173,8 @@ _PLANS: dict[type[Message], _Plan] = {}
 def _plan(cls: type[Message]) -> _Plan:
     plan = _PLANS.get(cls)
     if plan is None:
-        fields = dataclasses.fields(cls)
-        rules = tuple((field.name, field.metadata["rule"], field.default) for field in fields)
-        inside = tuple(field.name for field in fields if field.name not in _OUTSIDE)
+        rules = tuple((field.name, field.metadata["rule"]) for field in dataclasses.fields(cls))
+        inside = tuple(name for name, _ in rules if name not in _OUTSIDE)
         plan = _PLANS[cls] = _Plan(rules, inside, frozenset(inside))
     return plan
 

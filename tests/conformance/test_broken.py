@@ -16,6 +16,7 @@ from mobillm.conformance import Result, client_suite, select, server_suite
 from mobillm.device import Session
 from mobillm.errors import ConfigError, ErrorCode, RemoteProtocolError
 from mobillm.protocol import (
+    HEADER_SIZE,
     Ack,
     Bye,
     Challenge,
@@ -74,8 +75,9 @@ def _no_body_checksum(patch: Patch) -> None:
     original = FrameBuffer._finish
 
     def finish(self: FrameBuffer, header: Any, head: bytes) -> Any:
-        checksum = crc32c.crc32c(self._payload or b"", crc32c.crc32c(head))
-        return original(self, dataclasses.replace(header, checksum=checksum), head)
+        payload = b"" if self._payload is None else self._payload[: self._size]
+        checksum = crc32c.crc32c(payload, crc32c.crc32c(head))
+        return original(self, header._replace(checksum=checksum), head)
 
     patch.setattr(FrameBuffer, "_finish", finish)
 
@@ -83,8 +85,10 @@ def _no_body_checksum(patch: Patch) -> None:
 def _no_header_checksum(patch: Patch) -> None:
     original = frames._Header.parse
 
-    def parse(data: bytes, max_body: int) -> Any:
-        return original(data[:24] + crc32c.crc32c(data[:24]).to_bytes(4, "big") + data[28:], max_body)
+    def parse(data: memoryview, start: int, max_body: int) -> Any:
+        header = bytearray(data[start : start + HEADER_SIZE])
+        header[24:28] = crc32c.crc32c(header[:24]).to_bytes(4, "big")
+        return original(memoryview(header), 0, max_body)
 
     patch.setattr(frames._Header, "parse", parse)
 

@@ -193,71 +193,90 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _append(log: ActivationLog, groups: Sequence[Sequence[Batch]]) -> None:
-    for group in groups:
-        log.append(group)
+def _append(path: pathlib.Path, groups: Sequence[Sequence[Batch]]) -> float:
+    log = ActivationLog(path)
+    os.sync()  # what others have written is not waited for in the measurement
+
+    def work() -> None:
+        for group in groups:
+            log.append(group)
+
+    seconds = timed(work)
+    log.close()
+    return seconds
 
 
-def _write_plain(path: pathlib.Path, groups: Sequence[bytes]) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for group in groups:
-        os.write(file, group)
-        os.fdatasync(file)
+def _write_plain(path: pathlib.Path, groups: Sequence[bytes]) -> float:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.sync()
+
+    def work() -> None:
+        for group in groups:
+            os.write(file, group)
+            os.fdatasync(file)
+
+    seconds = timed(work)
     os.close(file)
+    return seconds
 
 
-def _read_plain(path: pathlib.Path, sizes: Sequence[int]) -> int:
+def _read_plain(path: pathlib.Path, sizes: Sequence[int]) -> float:
     """Read the same bytes into objects of the same sizes, one after the other."""
     with open(path, "rb", buffering=0) as file:
-        return sum(len(file.read(size)) for size in sizes)
+        return timed(lambda: [len(file.read(size)) for size in sizes])
 
 
-def _read_log(log: ActivationLog) -> int:
+def _read_log(path: pathlib.Path) -> float:
     """Copy every payload, as joining samples for a later epoch does."""
-    total = 0
-    for entry in log.entries:
-        for payload in log.read(entry).payloads.values():
-            total += len(bytes(payload))
-    return total
+    log = ActivationLog(path)
+    seconds = timed(
+        lambda: [len(bytes(part)) for entry in log.entries for part in log.read(entry).payloads.values()]
+    )
+    log.close()
+    return seconds
 
 
-def measure_log(batches: Sequence[Tensors]) -> dict[str, float]:
-    """Append and read against plain writes and reads of the same bytes, in turn."""
+def measure_log(batches: Sequence[Tensors]) -> dict[str, Any]:
+    """Append and read against plain writes and reads of the same bytes, in pairs of alternating order."""
     group, groups = 16, 8
     wanted = [
         [as_batch(batches[(g * group + i) % DISTINCT], g * group + i + 1) for i in range(group)]
         for g in range(groups)
     ]
-    writes: dict[str, list[float]] = {"log": [], "plain": []}
-    reads: dict[str, list[float]] = {"log": [], "plain": []}
+    pieces = [header.size for one in wanted for batch in one for header in batch.headers.values()]
+    found: dict[str, list[float]] = {name: [] for name in ("append", "write", "read_log", "read")}
     size = 0
     with tempfile.TemporaryDirectory(dir=os.environ.get("MOBILLM_BENCH_DIR")) as folder:
+        log, plain = pathlib.Path(folder, "log"), pathlib.Path(folder, "plain")
+        _append(log, wanted)
+        data = log.read_bytes()
+        size = len(data)
+        parts = [data[i * size // groups : (i + 1) * size // groups] for i in range(groups)]
         for number in range(REPEATS):
-            path = pathlib.Path(folder) / f"log{number}"
-            log = ActivationLog(path)
-            writes["log"].append(timed(functools.partial(_append, log, wanted)))
-            log.close()
-            size = path.stat().st_size
-            data = path.read_bytes()
-            parts = [data[i * size // groups : (i + 1) * size // groups] for i in range(groups)]
-            plain = pathlib.Path(folder) / f"plain{number}"
-            writes["plain"].append(timed(functools.partial(_write_plain, plain, parts)))
-            log = ActivationLog(path)
-            reads["log"].append(timed(functools.partial(_read_log, log)))
-            pieces = [len(part) for entry in log.entries for part in log.read(entry).payloads.values()]
-            reads["plain"].append(timed(functools.partial(_read_plain, plain, pieces)))
-            log.close()
-    middle = {
-        f"{kind}_{who}": statistics.median(values)
-        for kind, found in (("append", writes), ("read", reads))
-        for who, values in found.items()
-    }
+            log.unlink()
+            plain.unlink(missing_ok=True)
+            work: list[tuple[str, Callable[[], float]]] = [
+                ("append", functools.partial(_append, log, wanted)),
+                ("write", functools.partial(_write_plain, plain, parts)),
+                ("read_log", functools.partial(_read_log, log)),
+                ("read", functools.partial(_read_plain, plain, pieces)),
+            ]
+            order = (0, 1, 2, 3) if number % 2 else (1, 0, 3, 2)
+            for name, measured in (work[index] for index in order):
+                found[name].append(measured())
     return {
-        "log_append_ratio": round(middle["append_plain"] / middle["append_log"], 3),
-        "log_read_ratio": round(middle["read_plain"] / middle["read_log"], 3),
-        "log_append_bytes_per_s": round(size / middle["append_log"]),
-        "log_read_bytes_per_s": round(size / middle["read_log"]),
+        **_ratio("log_append_ratio", found["write"], found["append"]),
+        **_ratio("log_read_ratio", found["read"], found["read_log"]),
+        "log_append_bytes_per_s": round(size / statistics.median(found["append"])),
+        "log_read_bytes_per_s": round(size / statistics.median(found["read_log"])),
     }
+
+
+def _ratio(name: str, plain: Sequence[float], own: Sequence[float]) -> dict[str, Any]:
+    """Return the median of the pairs' ratios, and their quartiles."""
+    ratios = [one / other for one, other in zip(plain, own, strict=True)]
+    quartiles = [round(float(value), 3) for value in np.quantile(ratios, (0.25, 0.75))]
+    return {name: round(statistics.median(ratios), 3), f"{name}.quartiles": quartiles}
 
 
 def draw(growth: dict[int, dict[str, Any]], path: pathlib.Path) -> None:

@@ -31,6 +31,8 @@ class Job:
         log_path: the activation log.
         log: opens it on first use, and returns it.
         equalizers: those of the batches that were received.
+        tenant: whose share of the training device the start is taken from; it would set the session itself
+            back by many steps.
 
     """
 
@@ -41,6 +43,7 @@ class Job:
     log_path: pathlib.Path
     log: Callable[[], ActivationLog]
     equalizers: Equalizers
+    tenant: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

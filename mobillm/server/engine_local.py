@@ -46,7 +46,7 @@ class LocalEngine:
             trainer = Trainer(job.spec, blobs, self._device, job.equalizers)
             return Learner(trainer, job.checkpoints)
 
-        return _LocalWorker(await self._workers.train(job.name, work), job, self._workers)
+        return _LocalWorker(await self._workers.train(job.tenant, work), job, self._workers)
 
     async def close(self) -> None:
         """End it, which takes nothing here."""

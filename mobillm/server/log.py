@@ -7,6 +7,9 @@ forwards each sample only once.
 A crash may leave any part of the records that were being written: all of those, and only those, are not
 durable yet. Each record names the offset at which its group (the records that one sync made durable)
 begins. So a damaged record is the torn end of the file unless a record of a later group follows it.
+
+While the log is open, room for what comes next is allocated ahead: a sync then need not record a new file
+size, which makes it faster. The room reads as zeros; closing, or opening after a crash, cuts it off.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ CRC = struct.Struct("<I")
 MAGIC = b"MLog"
 MAX_BUFFERS = 512  # of one call; the system allows 1024
 VERSION = 2
+ROOM = 4 << 20  # bytes that are allocated ahead
 
 
 class ActivationLog(LogReader):
@@ -52,6 +56,8 @@ class ActivationLog(LogReader):
 
     def __init__(self, path: pathlib.Path) -> None:
         super().__init__(path)
+        self._size = 0
+        self._room = 0  # size of the file, with what is allocated ahead
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
@@ -89,11 +95,11 @@ class ActivationLog(LogReader):
             entries.append(entry)
             buffers += parts
         try:
+            self._allocate(offset)
             _write_all(self._file, buffers, self._size)
             os.fdatasync(self._file)
         except OSError as exc:
-            with contextlib.suppress(OSError):  # what is left is cut off when the file is opened again
-                os.ftruncate(self._file, self._size)
+            self._cut()
             raise StorageError(f"{self.path} cannot be written: {exc.strerror or exc}") from exc
         self._size = offset
         self.entries += entries
@@ -102,11 +108,26 @@ class ActivationLog(LogReader):
         """Close the file; batches that were read stay valid. Can be called more than once."""
         super().close()
         if self._file >= 0:
+            if self._room > self._size:
+                self._cut()
             os.close(self._file)
             self._file = -1
 
     def _mapped(self, end: int) -> mmap.mmap:
         return mmap.mmap(self._file, self._size, access=mmap.ACCESS_READ)
+
+    def _allocate(self, end: int) -> None:
+        """Have room up to an offset, if the disk has any to spare."""
+        if end > self._room:
+            with contextlib.suppress(OSError):  # a write that finds none says so
+                os.posix_fallocate(self._file, self._size, end + ROOM - self._size)
+                self._room = end + ROOM
+
+    def _cut(self) -> None:
+        """Cut off what follows the last whole record."""
+        with contextlib.suppress(OSError):  # it is cut off when the file is opened again
+            os.ftruncate(self._file, self._size)
+        self._room = self._size
 
     def _recover(self) -> int:
         """Read all records and cut off a torn one at the end; return the end of the last whole one."""
@@ -115,10 +136,9 @@ class ActivationLog(LogReader):
         while offset < total:
             entry = self._recover_record(offset, total)
             if entry is None:
-                self._require_torn(offset, total)
-                logger.warning(
-                    "! %s: %d bytes after batch %d are cut off", self.path, total - offset, self.last
-                )
+                torn = self._torn(offset, total)
+                if torn:
+                    logger.warning("! %s: %d bytes after batch %d are cut off", self.path, torn, self.last)
                 os.ftruncate(self._file, offset)
                 os.fsync(self._file)
                 break
@@ -126,8 +146,13 @@ class ActivationLog(LogReader):
             offset = entry.end
         return offset
 
-    def _require_torn(self, damaged: int, total: int) -> None:
-        """Raise unless the damaged record belongs to the last group, which was never made durable."""
+    def _torn(self, damaged: int, total: int) -> int:
+        """Return how many bytes from a damaged record on are more than room; 0 when all of them are zeros.
+
+        Raises:
+            StorageError: the record does not belong to the last group, which was never made durable.
+
+        """
         with mmap.mmap(self._file, total, access=mmap.ACCESS_READ) as view:
             found = view.find(MAGIC, damaged + 1)
             while found >= 0:
@@ -138,6 +163,7 @@ class ActivationLog(LogReader):
                         "restore the file from a backup or delete the session"
                     )
                 found = view.find(MAGIC, found + 1)
+            return len(view[damaged:].rstrip(b"\0"))
 
     def _recover_record(self, offset: int, total: int) -> Entry | None:
         header = _parse_header(os.pread(self._file, HEADER_SIZE, offset))

@@ -174,7 +174,14 @@ class Session:
     async def _begin(self, blobs: BlobReader) -> Training:
         name, store = self.id.hex(), self.store
         job = Job(
-            name, self.spec, blobs, store.checkpoints, store.log_path, lambda: self.log, self.equalizers
+            name,
+            self.spec,
+            blobs,
+            store.checkpoints,
+            store.log_path,
+            lambda: self.log,
+            self.equalizers,
+            self.tenant,
         )
         worker = await self._engine.begin(job)
         try:

@@ -121,7 +121,7 @@ class Trainer:
             for params, rate in ((decay, spec.optimizer.weight_decay), (plain, 0.0))
             if params
         ]
-        self._optimizer = torch.optim.AdamW(groups, lr=spec.optimizer.lr)
+        self._optimizer = torch.optim.AdamW(groups, lr=spec.optimizer.lr, fused=True)
         self._best: dict[str, Tensor] = {}  # weights of the best epoch so far, for early stopping
         self._average: dict[str, Tensor] = {}
         if spec.optimizer.ema:
@@ -285,7 +285,7 @@ class Trainer:
                 self._average[name].copy_(tensors[f"average.{name}"])
         if f"first.{name}" in tensors:
             self._optimizer.state[parameter] = {
-                "step": tensors[f"count.{name}"],
+                "step": tensors[f"count.{name}"].to(self.device),
                 "exp_avg": tensors[f"first.{name}"].to(self.device),
                 "exp_avg_sq": tensors[f"second.{name}"].to(self.device),
             }

@@ -26,11 +26,12 @@ class Turns:
 
     Args:
         name: of the thread.
-        clock: seconds.
+        clock: seconds; by default the thread's own time, so that nobody pays for what other threads and
+            processes took from it.
 
     """
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, name: str, clock: Callable[[], float] = time.thread_time) -> None:
         self._clock = clock
         self._changed = threading.Condition()
         self._closed = False

@@ -10,7 +10,7 @@ import pytest
 
 from mobillm.errors import StorageError
 from mobillm.server.batch import Batch
-from mobillm.server.log import ActivationLog
+from mobillm.server.log import ROOM, ActivationLog
 from tests.sessions import packed, spec
 
 SPEC = spec()
@@ -113,7 +113,7 @@ def test_damage_while_open(path: pathlib.Path) -> None:
     log = ActivationLog(path)
     log.append([packed(SPEC, 1)])
     with open(path, "r+b") as file:
-        file.seek(-1, os.SEEK_END)
+        file.seek(log.size - 1)
         file.write(b"\xff")
     with pytest.raises(StorageError, match="batch 1 at byte 0 is damaged"):
         log.read(log.entries[0])
@@ -124,7 +124,7 @@ def test_disk_full(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that fails half way leaves the log as it was; later it goes on."""
     log = ActivationLog(path)
     log.append([packed(SPEC, 1)])
-    before = path.read_bytes()
+    before = path.read_bytes()[: log.size]
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 200, limit[1]))
     try:
@@ -146,6 +146,39 @@ def test_disk_full(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log.append([packed(SPEC, 2)])
     assert same(log.read(log.entries[1]), packed(SPEC, 2))
     log.close()
+
+
+def test_room_is_allocated_ahead_and_given_back(path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the log is open the file is larger than its records; neither closing nor a crash leaves that."""
+    log = ActivationLog(path)
+    log.append([packed(SPEC, 1)])
+    assert path.stat().st_size == log.size + ROOM
+    log.append([packed(SPEC, 2)])
+    assert path.stat().st_size < log.size + ROOM  # no new room before it is needed
+    crashed = path.with_name("crashed")
+    crashed.write_bytes(path.read_bytes())
+    log.close()
+    assert path.stat().st_size == log.size
+    log = ActivationLog(crashed)
+    assert (log.last, log.size) == (2, crashed.stat().st_size)
+    assert not caplog.records  # nothing was lost, so nothing is said
+    log.append([packed(SPEC, 3)])
+    assert same(log.read(log.entries[2]), packed(SPEC, 3))
+    log.close()
+
+
+def test_no_room_ahead(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be allocated ahead, the log grows by what is written."""
+
+    def none(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", none)
+    log = ActivationLog(path)
+    log.append([packed(SPEC, 1)])
+    assert path.stat().st_size == log.size
+    log.close()
+    assert path.stat().st_size == log.size
 
 
 def test_short_writes_are_continued(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

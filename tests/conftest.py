@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 BOUND = 30.0  # seconds
+NOBODY = 65534  # a user without rights
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
@@ -79,6 +81,23 @@ def no_fd_leak() -> Iterator[None]:
     gc.collect()
     after = _open_files()
     assert len(after) <= len(before), f"left open: {sorted(set(after) - set(before))}"
+
+
+@pytest.fixture
+def bound_by_permissions() -> Iterator[pathlib.Path]:
+    """Return a directory of a user whom permissions bind, and be that user; root may read everything."""
+    is_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        if is_root:
+            os.chown(folder, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield pathlib.Path(folder)
+        finally:
+            if is_root:
+                os.seteuid(0)
+            for path in pathlib.Path(folder).rglob("*"):
+                path.chmod(0o700)
 
 
 def _open_files() -> list[str]:

@@ -75,6 +75,8 @@ class Gateway:
         self._meter = meter or Meter()
         self.connections = 0
         self.sessions: dict[bytes, Session] = {}
+        self._unreadable: set[bytes] = set()  # known to the registry, but their files could not be read
+        self._loading = asyncio.Lock()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = DirectoryLock(directory)
         try:
@@ -109,6 +111,8 @@ class Gateway:
                     await session.start(self._blobs)
             except (MobiLLMError, ValueError, OSError) as exc:
                 logger.error("! session %s is left alone: %s", session_id.hex(), exc)
+                if session_id not in self.sessions:
+                    self._unreadable.add(session_id)
         names = {session_id.hex() for session_id in known}
         for path in await self.workers.write(lambda: sorted(self._directory.iterdir())):
             if path.name not in names:
@@ -132,6 +136,22 @@ class Gateway:
     def _load(self, session_id: bytes) -> Session:
         store = SessionStore(self._directory / session_id.hex(), self._registry, session_id)
         return Session(store, self.workers, self.engine, self._meter, self._pace)
+
+    async def _load_again(self, session_id: bytes) -> None:
+        """Load a session if it could not be read before: the operator may have mended it.
+
+        Raises:
+            StorageError: it still cannot be read.
+
+        """
+        async with self._loading:
+            if session_id not in self._unreadable:
+                return
+            try:
+                self._add(await self.workers.write(self._load, session_id))
+            except (ValueError, OSError) as exc:
+                raise StorageError(f"session {session_id.hex()} cannot be read: {exc}") from exc
+            self._unreadable.discard(session_id)
 
     @property
     def attached(self) -> int:
@@ -265,6 +285,8 @@ class Gateway:
         except StorageError as exc:
             logger.error("! %s", exc)
             text = "the server cannot store a session"
+            if message.session is not None:
+                text = "the server cannot read this session's data"
             connection.post(refusal(message.stream, ErrorCode.STORAGE_FULL, text))
             return
         except ConfigError as exc:
@@ -328,6 +350,7 @@ class Gateway:
 
     async def _find(self, tenant: str, message: Open) -> Session | None:
         if message.session is not None:
+            await self._load_again(message.session)
             session = self.sessions.get(message.session)
             # Another tenant's session is as unknown as none at all.
             own = session is not None and session.tenant == tenant and not session.record.cancelled

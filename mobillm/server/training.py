@@ -27,7 +27,9 @@ logger = logging.getLogger("mobillm.server")
 # Batches in a row with a loss that is not finite, after which going on makes no sense.
 MAX_SKIPPED = 10
 METRICS_INTERVAL = 0.1  # seconds
-CHECKPOINT_INTERVAL = 60.0  # seconds; at most this much training is repeated after a crash
+# A checkpoint is due after so many seconds or steps: no more training than that is repeated after a crash.
+CHECKPOINT_INTERVAL = 60.0
+CHECKPOINT_STEPS = 1000
 MAX_SPANS = 64
 
 SPAN_RECEIVE, SPAN_TRAIN, SPAN_LOG = 0, 1, 2
@@ -77,6 +79,7 @@ class Training:
         self._spans: list[Span] = []
         self._reported = 0.0
         self._saved = time.monotonic()
+        self._saved_steps = worker.status.steps
 
     @property
     def status(self) -> Status:
@@ -175,7 +178,7 @@ class Training:
         await self._worker.close()
 
     def _note(self, saved: Saved) -> None:
-        self._saved = time.monotonic()
+        self._saved, self._saved_steps = time.monotonic(), self.status.steps
         self._meter.checkpoint(saved.size, saved.seconds)
 
     async def _draw_heldout(self, values: dict[str, float]) -> None:
@@ -195,7 +198,10 @@ class Training:
         else:
             logger.warning("! session %s: the loss of a batch is not finite; skipped", self._name)
         await self._report(queue)
-        if time.monotonic() - self._saved > CHECKPOINT_INTERVAL:
+        if (
+            time.monotonic() - self._saved > CHECKPOINT_INTERVAL
+            or status.steps - self._saved_steps >= CHECKPOINT_STEPS
+        ):
             await self.checkpoint()
 
     async def _report(self, queue: int, *, last: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import pathlib
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from mobillm.codec import PackedTensor, pack, pack_integers
-from mobillm.device import Session
+from mobillm.device import Client, Session
 from mobillm.errors import ConnectionClosedError, ErrorCode, RemoteError, StorageError
 from mobillm.formats import Format
 from mobillm.nn.side import SideNetwork
@@ -22,6 +23,7 @@ from mobillm.server.gateway import Gateway
 from mobillm.server.registry import SessionRecord
 from mobillm.server.store import SessionStore
 from mobillm.spec import ModelSpec, SessionSpec, SideSpec
+from mobillm.transport import Server
 from tests.conftest import Run
 from tests.server.raw import Raw, raw
 from tests.sessions import device, packed, serving, spec, submit, train
@@ -274,6 +276,81 @@ def test_weights_can_be_pulled_from_a_full_disk(
 
 def _full(self: SessionStore, record: SessionRecord) -> None:
     raise StorageError("no space left on device")
+
+
+async def _half(server: Server) -> Session:
+    """Train the first two of four batches."""
+    async with device(server) as client:
+        session = await client.open(spec(batches=4, epochs=2))
+        await submit(session, 1, 2)
+        await session.wait_applied()
+    return session
+
+
+async def _other_half(client: Client, half: Session) -> bytes:
+    """Train the other two batches, and the second epoch."""
+    session = await client.attach(half.id, half.spec)
+    assert session.received == 2
+    await submit(session, 3, 4)
+    await session.finish()
+    await session.wait_finished()
+    return await session.pull()
+
+
+def test_files_that_may_not_be_read(
+    run_once: Run, bound_by_permissions: pathlib.Path, caplog: pytest.LogCaptureFixture, no_fd_leak: None
+) -> None:
+    """A log or a checkpoint with wrong permissions is named; others train on, and mended, so do these."""
+
+    async def main() -> None:
+        async with serving(bound_by_permissions) as server:
+            async with device(server) as client:
+                _, expected = await train(client, spec(batches=4, epochs=2), 4)
+            closed, older = await _half(server), await _half(server)
+        place = bound_by_permissions / "sessions"
+        log = place / closed.id.hex() / "activations.log"
+        log.chmod(0)
+        sorted((place / older.id.hex()).glob("checkpoint-*"))[-1].chmod(0)
+        caplog.clear()
+        async with serving(bound_by_permissions) as server, device(server) as client:
+            with pytest.raises(RemoteError, match="cannot read this session's data") as info:
+                await client.attach(closed.id, closed.spec)
+            assert info.value.code == ErrorCode.STORAGE_FULL
+            assert f"{log} cannot be opened: Permission denied" in caplog.text
+            with pytest.raises(RemoteError):  # all checkpoints cannot be read: it is not begun anew
+                await _other_half(client, older)
+            assert "cannot be read: Permission denied; an older checkpoint is tried" in caplog.text
+            _, weights = await train(client, spec(batches=4, epochs=2), 4)
+            assert weights == expected
+            for path in place.glob("*/*"):
+                path.chmod(0o600)
+            assert await _other_half(client, closed) == expected
+            assert await _other_half(client, older) == expected
+
+    caplog.set_level(logging.ERROR, "mobillm")
+    run_once(main())
+    caplog.clear()
+
+
+def test_a_directory_that_may_not_be_used(run_once: Run, bound_by_permissions: pathlib.Path) -> None:
+    """A server that may not write its directory, or read its registry, does not start and says which file."""
+
+    async def start() -> None:
+        async with serving(bound_by_permissions):
+            pass
+
+    bound_by_permissions.chmod(0o500)
+    with pytest.raises(StorageError, match=rf"{bound_by_permissions / 'lock'} cannot be opened: Permission"):
+        run_once(start())
+    bound_by_permissions.chmod(0o700)
+    run_once(start())
+    for name in ("registry.sqlite", "sessions", "blobs"):
+        path = bound_by_permissions / name
+        path.chmod(0)
+        with pytest.raises(OSError, match=rf"{path}.*[Pp]ermission|[Pp]ermission.*{path}"):
+            run_once(start())
+        path.chmod(0o700)
+    run_once(start())
 
 
 def test_a_loop_of_attachments_is_ended(run: Run, tmp_path: pathlib.Path) -> None:

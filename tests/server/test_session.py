@@ -191,11 +191,20 @@ def test_two_starts_at_once_train_once(run_once: Run, tmp_path: pathlib.Path) ->
     run_once(main())
 
 
+@pytest.mark.parametrize(
+    ("interval", "steps", "saved"), [(0.0, 1000, [2, 3]), (60.0, 2, [2]), (60.0, 1000, [])]
+)
 def test_checkpoints_are_written_now_and_then(
-    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    run_once: Run,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interval: float,
+    steps: int,
+    saved: list[int],
 ) -> None:
-    """Training that lasts is saved while it goes on."""
-    monkeypatch.setattr("mobillm.server.training.CHECKPOINT_INTERVAL", 0.0)
+    """Training that lasts is saved while it goes on, by time and by steps, whichever comes first."""
+    monkeypatch.setattr("mobillm.server.training.CHECKPOINT_INTERVAL", interval)
+    monkeypatch.setattr("mobillm.server.training.CHECKPOINT_STEPS", steps)
 
     async def main() -> None:
         workers = Workers()
@@ -204,9 +213,13 @@ def test_checkpoints_are_written_now_and_then(
         for seq in (1, 2, 3):
             await session.put(packed(session.spec, seq))
         await watcher.until(lambda: session.applied == 3)
+        names = sorted(path.name for path in session.store.directory.glob("checkpoint-*"))
+        assert [int(name.split("-")[1]) for name in names] == saved
         crashed = Session(session.store, workers, LocalEngine(workers))
+        crashed.observer = watcher
         await crashed.start(NO_BLOBS)
-        assert crashed.applied == 3
+        assert crashed.applied == max(saved, default=0)
+        await watcher.until(lambda: crashed.applied == 3)
         assert await crashed.weights() == await session.weights()
         await crashed.close()
         await session.close()

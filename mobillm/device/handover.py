@@ -47,10 +47,12 @@ class Handover(Generic[T]):
             self._room.wait_for(lambda: self._closed or not self.held or self.held + size <= self.limit)
             if self._closed:
                 raise HandoverClosed
+            if not self._items:
+                # The reader takes all there is once it is awake: one call for each item would interrupt the
+                # thread as often. Under the lock, as the loop cannot be closed since the check above then.
+                self._loop.call_soon_threadsafe(self._arrived.set)
             self._items.append((item, size))
             self.held += size
-            # Under the lock: the loop cannot be closed between the check above and this call.
-            self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def get(self) -> T:
         """Return the next item. Cancelling is safe: no item is lost."""

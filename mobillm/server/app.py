@@ -58,6 +58,7 @@ async def serve(
     control = Control(gateway, directory)
     try:
         meter.start(gateway)
+        await gateway.engine.start()
         await gateway.restore()
         await control.start()
         server = await transport.serve(

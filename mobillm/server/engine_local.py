@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 
@@ -10,7 +11,7 @@ from .engine import Job, Saved, Status, Step
 from .learner import Learner
 from .reader import Entry
 from .replay import Replay
-from .trainer import Trainer
+from .trainer import Trainer, warm_up
 from .workers import Workers
 
 __all__ = ["LocalEngine"]
@@ -28,9 +29,11 @@ class LocalEngine:
     def __init__(self, workers: Workers, device: str = "cpu") -> None:
         self._workers = workers
         self._device = device
+        self._warming: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Get ready, which takes nothing here."""
+        """Have the training thread get ready; what sessions ask of it meanwhile waits for that."""
+        self._warming = asyncio.create_task(self._workers.train("", warm_up))
 
     async def begin(self, job: Job) -> _LocalWorker:
         """Return a worker that is where the session's newest checkpoint left it, or new.
@@ -49,7 +52,10 @@ class LocalEngine:
         return _LocalWorker(await self._workers.train(job.tenant, work), job, self._workers)
 
     async def close(self) -> None:
-        """End it, which takes nothing here."""
+        """Wait until the training thread has got ready, or had no time to begin with it."""
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
 
 
 class _LocalWorker:

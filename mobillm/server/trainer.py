@@ -25,9 +25,14 @@ from ..spec import OptimizerSpec, SessionSpec
 from .batch import Batch
 from .equalizers import Equalizers
 
-__all__ = ["Trainer", "check_size", "learning_rate"]
+__all__ = ["Trainer", "check_size", "learning_rate", "warm_up"]
 
 FORMAT = "mobillm checkpoint 1"
+
+
+def warm_up() -> None:
+    """Load what torch imports with a process's first optimizer, about a second's worth of modules."""
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
 
 
 def check_size(spec: SessionSpec, limit: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,37 @@ def test_items_come_in_order_and_the_thread_blocks(run: Run) -> None:
         await thread
         assert max(most) <= 80
         assert handover.held == 0
+
+    run(main())
+
+
+def test_the_loop_is_woken_once_for_what_waits(run: Run) -> None:
+    """Items that come while others wait do not interrupt the loop again; after an empty queue they do."""
+
+    async def main() -> None:
+        handover: Handover[int] = Handover(100)
+        loop, woken = asyncio.get_running_loop(), 0
+        wake = loop.call_soon_threadsafe
+
+        def count(*args: Any, **kwargs: Any) -> asyncio.Handle:
+            nonlocal woken
+            woken += 1
+            return wake(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", count)
+            for first in (0, 3):
+                waiting = loop.create_task(handover.get())
+                await asyncio.sleep(0)  # it waits
+                for number in range(first, first + 3):
+                    handover.put(number, 1)
+                async with asyncio.timeout(5):
+                    assert [await waiting, *[await handover.get() for _ in range(2)]] == [
+                        first,
+                        first + 1,
+                        first + 2,
+                    ]
+        assert woken == 2
 
     run(main())
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import pathlib
+import threading
 
+import pytest
+
+from mobillm.server import engine_local
 from mobillm.server.engine import Job, Worker
 from mobillm.server.engine_local import LocalEngine
 from mobillm.server.equalizers import Equalizers
@@ -47,3 +52,34 @@ def test_from_the_log_and_from_memory(run_once: Run, tmp_path: pathlib.Path) -> 
         workers.close()
 
     run_once(main())
+
+
+def test_the_thread_warms_up_beside_the_loop(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting does not wait for it, training does, and closing leaves no work behind."""
+    begun, may_end, threads = threading.Event(), threading.Event(), list[str]()
+
+    def warm_up() -> None:
+        threads.append(threading.current_thread().name)
+        begun.set()
+        assert may_end.wait(5)
+
+    monkeypatch.setattr(engine_local, "warm_up", warm_up)
+
+    async def main() -> None:
+        workers = Workers()
+        engine = LocalEngine(workers)
+        await engine.start()
+        assert await asyncio.to_thread(begun.wait, 5)
+        work = asyncio.create_task(workers.train("x", lambda: "done"))
+        closing = asyncio.create_task(engine.close())
+        await asyncio.sleep(0.05)
+        assert not work.done()
+        assert not closing.done()
+        may_end.set()
+        assert await work == "done"
+        await closing
+        await engine.close()
+        workers.close()
+
+    run_once(main())
+    assert threads == ["mobillm-train"]

@@ -137,16 +137,9 @@ static int prepare(PyObject *module)
     return type == NULL ? -1 : PyModule_AddIntConstant(module, "BOUND", (long)BOUND);
 }
 
-static int traverse(PyObject *module, visitproc visit, void *arg)
+static void release(void *module)
 {
-    Py_VISIT(*(PyObject **)PyModule_GetState(module));
-    return 0;
-}
-
-static int clear(PyObject *module)
-{
-    Py_CLEAR(*(PyObject **)PyModule_GetState(module));
-    return 0;
+    Py_XDECREF(*(PyObject **)PyModule_GetState(module)); /* the type refers to nothing, so there is no cycle */
 }
 
 static PyMethodDef methods[] = {
@@ -161,7 +154,7 @@ static PyModuleDef_Slot slots[] = {
 };
 
 static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_memory", NULL, sizeof(PyObject *), methods, slots, traverse, clear, NULL,
+    PyModuleDef_HEAD_INIT, "_memory", NULL, sizeof(PyObject *), methods, slots, NULL, NULL, release,
 };
 
 PyMODINIT_FUNC PyInit__memory(void)

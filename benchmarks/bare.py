@@ -16,6 +16,7 @@ from typing import cast
 
 from mobillm.options import Limits
 from mobillm.protocol.checksum import crc32c
+from mobillm.transport.connection import HIGH_WATER
 
 __all__ = ["CONFIRMED", "JOB", "BareReceiver", "BareSender"]
 
@@ -84,7 +85,7 @@ class BareSender(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what waits in user space as :class:`mobillm.transport.Connection` does."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=2 * CHUNK)
+        self._transport.set_write_buffer_limits(high=int(HIGH_WATER * CHUNK))
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def pause_writing(self) -> None:

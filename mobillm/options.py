@@ -76,7 +76,7 @@ class Limits:
     """
 
     frame: int = 1 * MIB
-    chunk: int = 256 * KIB
+    chunk: int = 512 * KIB
     batch: int = 64 * MIB
     blob: int = 2048 * MIB
     queue: int = 64 * MIB

@@ -78,8 +78,11 @@ class Message(_Encoded):
             return self._meta
         except AttributeError:
             pass
-        inside = _plan(type(self)).inside
-        values = {name: value for name in inside if (value := getattr(self, name)) is not None}
+        values = {}
+        for name in _plan(type(self)).inside:
+            value = getattr(self, name)
+            if value is not None:
+                values[name] = value
         meta: bytes = msgpack.packb(values)
         if len(meta) > MAX_META:
             raise ValueError(f"{self.type.name}: a map of {len(meta)} bytes; the limit is {MAX_META}")

@@ -35,8 +35,8 @@ logger = logging.getLogger("mobillm.transport")
 ALPN = "mobillm/1"
 CALM_PAUSE = 10.0  # seconds after which a device that sent too much may come back
 
-# The socket's own buffer, beyond what the kernel holds: a control frame waits behind at most this much.
-HIGH_WATER_CHUNKS = 2
+# Parts that may wait here before no more is taken; so few that they leave while a cache still holds them.
+HIGH_WATER = 1 / 2
 
 # Seconds for which a side that failed still reads and drops: closing with unread bytes would reset the
 # connection, and the peer would lose the frame that says why.
@@ -114,7 +114,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the handshake and its clock."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_CHUNKS * self.limits.chunk)
+        self._transport.set_write_buffer_limits(high=int(HIGH_WATER * self.limits.chunk))
         tune(transport, self.timeouts.unacknowledged)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != ALPN:

@@ -250,8 +250,9 @@ class FrameBuffer:
             if header is None:
                 if self._end - self._start < HEADER_SIZE:
                     return None
-                header = self._header = _Header.parse(self._scratch, self._start, self.max_body)
-                self._start += HEADER_SIZE
+                self._start += HEADER_SIZE  # also when it is refused: there must be room for what is dropped
+                header = _Header.parse(self._scratch, self._start - HEADER_SIZE, self.max_body)
+                self._header = header
             if self._head is None:
                 end = self._start + header.head_size
                 if end > self._end:

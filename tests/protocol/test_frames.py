@@ -181,6 +181,16 @@ def test_one_call_ends_a_long_payload_and_begins_the_next_frame(behind: int) -> 
     assert buffer.is_empty
 
 
+def test_there_is_room_after_a_refusal() -> None:
+    """[E-8] A peer that is refused goes on sending for a while; what comes has a place to be dropped from."""
+    buffer = FrameBuffer(LIMIT)
+    buffer.get_buffer()[:] = b"?" * SCRATCH_SIZE
+    buffer.buffer_updated(SCRATCH_SIZE)
+    with pytest.raises(RemoteProtocolError):
+        buffer.next_frame()
+    assert buffer.get_buffer().nbytes > 0
+
+
 def test_slack_is_only_behind_long_payloads() -> None:
     """[L-3] What a payload takes beside its own bytes is a small part of it."""
     for size in (1, SCRATCH_SIZE - 1, SCRATCH_SIZE, 100_000):

@@ -8,7 +8,6 @@ with a block in the place of a row.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ _Octets = npt.NDArray[np.uint8]
 SMALLEST = np.float32(2.0**-24)  # the smallest positive fp16 number
 _EPSILON = np.float32(1e-8)
 _GROUP = 4
+# Added to a value below 2**22 it leaves the nearest integer, ties to even, in the lowest bits of the sum.
+_ROUND = np.float32(1.5 * 2**23)
 _workspace = Workspace()
 
 
@@ -49,7 +50,7 @@ def encode(fmt: Format, values: _Floats, out: _Octets) -> bool:
         return False
     if not fmt.is_asym:
         absmax = np.maximum(-low, high)
-        _store(out, code_size(fmt.bits, values.shape[1]), absmax)
+        _store(out[:, code_size(fmt.bits, values.shape[1]) :], _halves(absmax))
         if fmt is Format.F8:
             _turn_back(_f8_codes(turned, absmax), out[:, : values.shape[1]])
         else:
@@ -65,10 +66,10 @@ def encode(fmt: Format, values: _Floats, out: _Octets) -> bool:
         if fmt.bits == 8:
             _turn_back(codes, out[:, :size])
         else:
-            straight = _workspace.take("straight", values.shape, np.uint8)
+            straight = _workspace.take("codes", values.shape, np.uint8)
             _turn_back(codes, straight)
             bitpack.pack(straight, fmt.bits, out[:, :size])
-        _store(out, size, *top_bits(step, low, fmt.bits))
+        _store(out[:, size:], _halves(*top_bits(step, low, fmt.bits)))
     return True
 
 
@@ -88,7 +89,10 @@ def turn(values: _Floats) -> _Floats:
     group = _GROUP if n % _GROUP == 0 else 1
     turned: _Floats = _workspace.take("turned", (n // group, blocks, group), np.float32)
     kind = f"V{4 * group}"
-    turned.view(kind)[..., 0] = values.view(kind).T
+    # First a copy in order, which is how memory is read fastest.
+    straight = _workspace.take("straight", values.shape, np.float32)
+    np.copyto(straight, values)
+    turned.view(kind)[..., 0] = straight.view(kind).T
     return turned
 
 
@@ -102,12 +106,17 @@ def extremes(turned: _Floats) -> tuple[_Floats, _Floats]:
         Two arrays [blocks]; a block that holds NaN gives NaN in both.
 
     """
-    flat = turned.reshape(len(turned), -1)
-    found = []
+    groups, blocks, group = turned.shape
+    flat = turned.reshape(groups, blocks * group)
+    found = _workspace.take("extremes", (2, blocks), np.float32)
+    four, two = _workspace.take("ends", (2, blocks * group), np.float32)
     with np.errstate(invalid="ignore"):
-        for smaller in (np.minimum, np.maximum):
-            groups = smaller.reduce(flat, axis=0).reshape(turned.shape[1:]).T
-            found.append(functools.reduce(smaller, groups))
+        for smaller, least in zip((np.minimum, np.maximum), found, strict=True):
+            smaller.reduce(flat, axis=0, out=least if group == 1 else four)
+            if group == _GROUP:
+                # Two of four results are not needed: steps on long vectors cost less than strides.
+                smaller(four[:-2], four[2:], out=two[2:])
+                smaller(two[2::_GROUP], two[3::_GROUP], out=least)
     return found[0], found[1]
 
 
@@ -158,30 +167,39 @@ def top_bits(step: Any, low: Any, bits: int) -> tuple[Any, Any]:
 
 
 def _encode_asym4(turned: _Floats, low: _Floats, high: _Floats, out: _Octets) -> None:
-    low16 = low.astype(np.float16)
-    base = low16.astype(np.float32)
-    scale16 = ((high - base) / np.float32(15)).astype(np.float16)
-    scale16[scale16 == 0] = 1
-    inverse = np.float32(1) / scale16.astype(np.float32)
+    trailer = _workspace.take("trailer", (len(low), 2), "<f2")
+    base, inverse = _workspace.take("scales", (2, len(low)), np.float32)
+    trailer[:, 1] = low
+    base[:] = trailer[:, 1]
+    np.subtract(high, base, out=inverse)
+    np.divide(inverse, np.float32(15), out=inverse)
+    trailer[:, 0] = inverse
+    inverse[:] = trailer[:, 0]
+    if not inverse.all():
+        trailer[inverse == 0, 0] = 1
+        inverse[inverse == 0] = 1
+    np.divide(np.float32(1), inverse, out=inverse)
     # Rounding keeps the order of the values: the codes of a block lie between those of its extremes.
-    ends = [np.rint((end - base) * inverse) for end in (low, high)]
-    outside = min(end.min() for end in ends) < 0 or max(end.max() for end in ends) > 15
+    for end in (low, high):
+        np.subtract(end, base, out=end)
+        np.multiply(end, inverse, out=end)
+    outside = not (low.min() >= -0.5 and high.max() < 15.5)
     codes = _codes(turned, base, inverse, 15 if outside else None)
     size = code_size(4, len(turned) * turned.shape[2])
     if turned.shape[2] == _GROUP:
         pairs = codes.view("<u2")
-        word = _workspace.take("word", pairs.shape, np.uint16)
+        word = _workspace.take("turned", pairs.shape, np.uint16)  # the values are not needed any more
         np.right_shift(pairs, 4, out=word)
         np.bitwise_or(word, pairs, out=word)
-        packed = _workspace.take("packed", pairs.shape, np.uint8)
+        packed = _workspace.take("straight", pairs.shape, np.uint8)
         np.copyto(packed, word, casting="unsafe")
         _turn_back(packed, out[:, :size])
     else:
-        straight = _workspace.take("straight", (len(out), len(turned)), np.uint8)
+        straight = _workspace.take("codes", (len(out), len(turned)), np.uint8)
         _turn_back(codes, straight)
         np.multiply(straight, 16, out=straight)  # to the upper bits; numpy shifts bytes one at a time
         bitpack.pack(straight, 4, out[:, :size])
-    _store(out, size, scale16, low16)
+    _store(out[:, size:], trailer)
 
 
 def _turn_back(turned: _Octets, out: _Octets) -> None:
@@ -190,20 +208,17 @@ def _turn_back(turned: _Octets, out: _Octets) -> None:
     out.view(kind)[...] = turned.view(kind)[..., 0].T
 
 
-def _each(numbers: _Floats, turned: _Floats) -> _Floats:
-    """Repeat one number of each block for its values, [blocks, g]."""
-    return np.repeat(numbers, turned.shape[2]).reshape(turned.shape[1:])
-
-
 def _codes(turned: _Floats, low: _Floats, inverse: _Floats, top: int | None = None) -> _Octets:
     """Make codes in the place of the values; they are limited to 0 to ``top`` if it is given."""
-    np.subtract(turned, _each(low, turned), out=turned)
-    np.multiply(turned, _each(inverse, turned), out=turned)
-    np.rint(turned, out=turned)
+    groups, blocks, group = turned.shape
+    flat = turned.reshape(groups, blocks * group)
+    np.subtract(flat, low.repeat(group), out=flat)
+    np.multiply(flat, inverse.repeat(group), out=flat)
     if top is not None:
         np.clip(turned, 0, top, out=turned)
-    codes: _Octets = _workspace.take("codes", turned.shape, np.uint8)
-    np.copyto(codes, turned, casting="unsafe")
+    np.add(turned, _ROUND, out=turned)
+    codes: _Octets = _workspace.take("straight", turned.shape, np.uint8)  # memory that is in the cache
+    np.copyto(codes, turned.view(np.uint32), casting="unsafe")
     return codes
 
 
@@ -223,7 +238,7 @@ def _pack_table(fmt: Format, grid: _Octets, out: _Octets) -> None:
 def _f8_codes(ratio: _Floats, absmax: _Floats) -> _Octets:
     # e4m3 has 3 bits of fraction and a bias of 7, fp32 23 and 127. Below 2**-6 it counts steps of 2**-9.
     inverse: Any = np.float32(F8_MAX) / np.maximum(absmax, SMALLEST)
-    np.multiply(ratio, _each(inverse, ratio), out=ratio)
+    np.multiply(ratio, inverse.repeat(ratio.shape[2]).reshape(ratio.shape[1:]), out=ratio)
     bits = ratio.view(np.uint32)
     sign: _Octets = (bits >> 24).astype(np.uint8)
     sign &= 0x80
@@ -236,11 +251,15 @@ def _f8_codes(ratio: _Floats, absmax: _Floats) -> _Octets:
     return codes
 
 
-def _store(out: _Octets, size: int, *trailer: npt.NDArray[Any]) -> None:
-    halves = np.empty((len(out), len(trailer)), "<f2")
-    for column, numbers in enumerate(trailer):
-        halves[:, column] = numbers
-    bits = halves.view("<i2")
+def _halves(*numbers: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    halves = np.empty((len(numbers[0]), len(numbers)), "<f2")
+    for column, of_blocks in enumerate(numbers):
+        halves[:, column] = of_blocks
+    return halves
+
+
+def _store(out: _Octets, trailer: npt.NDArray[np.float16]) -> None:
+    bits = trailer.view("<i2")
     if bits.min() == -0x8000:  # which zero a minimum is depends on the order of the search
         bits[bits == -0x8000] = 0
-    bitpack.copy_octets(halves.view(np.uint8), out[:, size:])
+    bitpack.copy_octets(trailer.view(np.uint8), out)

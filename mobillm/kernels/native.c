@@ -30,7 +30,10 @@
 enum format { F32 = 0, F16 = 1, BF16 = 2, ASYM2 = 18, ASYM4 = 20, ASYM8 = 24, NF4 = 36, FP4 = 37, F8 = 40 };
 enum kind { KIND_F32 = 0, KIND_F16 = 1, KIND_BF16 = 2 };
 
-enum { LONGEST = 128, PLAIN = 2048 };
+enum { LONGEST = 128, PLAIN = 2048, AHEAD = 2048 };
+/* Bytes from which on decoded values go past the caches: a core's own cache does not keep them, and nobody reads
+ * them before the other tensors of their batch are decoded too. */
+enum { STREAMED = 1 << 20 };
 enum { HALF_MAX = 0x477FE000 }; /* 65504 as fp32 */
 
 /* Numbers at any address. */
@@ -55,6 +58,7 @@ struct decode_job {
     size_t rows, width, row_size;
     int block, bits, trailer;
     enum format format;
+    bool stream;
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -369,12 +373,18 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *args)
         !check_size("table", &table, 4 * entries))
         goto release;
     struct decode_job job = {packed.buf, factors.buf, table.buf, out.buf, (size_t)rows, (size_t)width,
-                             layout.row_size, block, layout.bits, layout.trailer, (enum format)format};
+                             layout.row_size, block, layout.bits, layout.trailer, (enum format)format, false};
+#ifdef HAS_LEVELS
+    job.stream = out.len >= STREAMED && (uintptr_t)out.buf % 64 == 0 && width % 16 == 0;
+#endif
     Py_BEGIN_ALLOW_THREADS
     fenv_t caller;
     fegetenv(&caller);
     fesetenv(FE_DFL_ENV);
     levels[level].decode(&job);
+#ifdef HAS_LEVELS
+    _mm_sfence(); /* before another thread is told */
+#endif
     fesetenv(&caller);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);

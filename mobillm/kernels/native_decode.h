@@ -57,6 +57,23 @@ INLINE void FN(decode_block)(const struct decode_job *job, const uint8_t *codes,
             out[i] *= factors[i];
 }
 
+/* Writes values past the caches, to memory at a multiple of 64. */
+INLINE void FN(stream)(const float *values, int n, loose_f32 *out)
+{
+#if defined NATIVE_AVX512
+    for (int i = 0; i < n; i += 16)
+        _mm512_stream_ps((float *)out + i, _mm512_load_ps(values + i));
+#elif defined NATIVE_AVX2
+    for (int i = 0; i < n; i += 8)
+        _mm256_stream_ps((float *)out + i, _mm256_load_ps(values + i));
+#elif defined HAS_LEVELS
+    for (int i = 0; i < n; i += 4)
+        _mm_stream_ps((float *)out + i, _mm_load_ps(values + i));
+#else
+    memcpy(out, values, sizeof(float) * (size_t)n);
+#endif
+}
+
 /* Decodes up to GROUP records of n values, to value `first` on. */
 static void FN(decode_group)(const struct decode_job *job, const uint8_t *packed, size_t first, int count, int n)
 {
@@ -64,6 +81,9 @@ static void FN(decode_group)(const struct decode_job *job, const uint8_t *packed
     uint16_t trailer[2][FN(GROUP)] = {0};
     float scale[FN(GROUP)], base[FN(GROUP)];
     int size = (n * job->bits + 7) / 8, record = size + job->trailer;
+    /* An address past the end is no harm. */
+    for (int line = 0; line < count * record; line += 64)
+        __builtin_prefetch((const void *)((uintptr_t)packed + AHEAD + (uintptr_t)line));
     FOR_BITS(job->bits, for (int b = 0; b < count; b++)
         FOR_LENGTH(n, FN(unpack)(packed + b * record, N, BITS, codes[b])));
     for (int b = 0; b < count; b++) {
@@ -78,8 +98,16 @@ static void FN(decode_group)(const struct decode_job *job, const uint8_t *packed
     const loose_f32 *factors = job->factors ? job->factors + first % job->width : NULL;
     for (int b = 0; b < count; b++, factors = next_factors(job->factors, factors, n, job->width)) {
         loose_f32 *out = job->out + first + b * n;
-        /* Two groups ahead, for writing: without it each new page is met unprepared. */
+        /* Two groups ahead: without it each new page is met unprepared. */
         uintptr_t ahead = (uintptr_t)out + 2 * FN(GROUP) * sizeof(float) * (uintptr_t)n;
+        if (job->stream && n % 16 == 0) {
+            _Alignas(64) float values[LONGEST];
+            if (b == 0)
+                __builtin_prefetch((const void *)ahead);
+            FOR_LENGTH(n, FN(decode_block)(job, codes[b], N, scale[b], base[b], factors, values));
+            FOR_LENGTH(n, FN(stream)(values, N, out));
+            continue;
+        }
         for (uintptr_t line = 0; line < sizeof(float) * (uintptr_t)n; line += 64)
             __builtin_prefetch((const void *)(ahead + line), 1);
         FOR_LENGTH(n, FN(decode_block)(job, codes[b], N, scale[b], base[b], factors, out));

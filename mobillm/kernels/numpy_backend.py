@@ -18,7 +18,7 @@ from . import blocks, native
 from .equalizer import check_equalizer, reciprocal
 from .layout import Layout, misfit, refusal
 from .tables import largest
-from .workspace import Workspace
+from .workspace import Workspace, aligned
 
 __all__ = ["Equalizer", "Packed", "check_apart", "dequantize", "octets_of", "quantize"]
 
@@ -27,7 +27,7 @@ Equalizer = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
 
 # Values handled at a time: the fp32 temporaries of a chunk stay in a core's own cache.
-_CHUNK = 1 << 18
+_CHUNK = 9 << 14
 _OCTET, _INTEGER, _FLOAT = np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.float32)
 _KINDS = {np.dtype(name): native.KINDS[name] for name in ("float32", "float16")}
 _workspace = Workspace()
@@ -169,7 +169,7 @@ def _memory(
     out: npt.NDArray[Any] | None, shape: tuple[int, ...], kind: np.dtype[Any], source: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
     if out is None:
-        return np.empty(shape, kind)
+        return aligned(math.prod(shape) * kind.itemsize).view(kind).reshape(shape)
     if (
         out.dtype != kind
         or out.size != math.prod(shape)
@@ -220,10 +220,11 @@ def _part(values: npt.NDArray[Any], inverse: Floats | None) -> Floats:
     if inverse is None and values.dtype == np.float32 and values.flags.c_contiguous:
         return values
     part: Floats = _workspace.take("part", values.shape, np.float32)
-    np.copyto(part, values)
-    if inverse is not None:
+    if inverse is None:
+        np.copyto(part, values)
+    else:
         with np.errstate(over="ignore", invalid="ignore"):
-            part *= inverse
+            np.multiply(values, inverse, out=part)
     return part
 
 

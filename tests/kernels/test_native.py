@@ -14,6 +14,7 @@ import torch
 from mobillm.formats import BLOCKS, Format, packed_size
 from mobillm.kernels import native, numpy_backend, reference
 from mobillm.kernels.equalizer import reciprocal
+from mobillm.kernels.workspace import aligned
 
 Array = npt.NDArray[Any]
 Expected = Callable[[Array, Format, int], bytes]
@@ -94,6 +95,26 @@ def test_every_width_and_many_rows(level: str, width: int, monkeypatch: pytest.M
                 assert (packed == numpy_backend.quantize(x, fmt, block, equalizer=factors)).all()
                 again = numpy_backend.dequantize(packed, fmt, x.shape, block, equalizer=factors)
             assert out.tobytes() == again.tobytes()
+
+
+@pytest.mark.parametrize(("width", "start"), [(640, 0), (608, 0), (648, 0), (640, 16)])
+def test_large_results_are_as_in_numpy(
+    level: str, width: int, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results for which no cache has room; from a line's start on they are written past all of them."""
+    shape = (512, width)
+    x, factors = sample(*shape), (np.abs(sample(width)) + 0.1).astype(np.float16)
+    for fmt, block in ((Format.ASYM4, 64), (Format.ASYM3, 128), (Format.NF4, 32), (Format.F8, 64)):
+        packed = numpy_backend.quantize(x, fmt, block, equalizer=factors)
+        memory = aligned(x.nbytes + 128)
+        memory[:] = 0x55
+        native.decode(packed, fmt, block, width, factors.astype(np.float32), memory[64 + start :][: x.nbytes])
+        assert (memory[: 64 + start] == 0x55).all()
+        assert (memory[64 + start + x.nbytes :] == 0x55).all()
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "LEVELS", ())
+            again = numpy_backend.dequantize(packed, fmt, shape, block, equalizer=factors)
+        assert memory[64 + start :][: x.nbytes].tobytes() == again.tobytes()
 
 
 def test_every_16_bit_number_is_widened_exactly(level: str) -> None:

@@ -4,7 +4,7 @@ import concurrent.futures
 
 import numpy as np
 
-from mobillm.kernels.workspace import KEPT, Workspace
+from mobillm.kernels.workspace import KEPT, Workspace, aligned
 
 
 def test_a_buffer_is_used_again_and_grows() -> None:
@@ -40,3 +40,25 @@ def test_each_thread_has_its_own() -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         theirs = pool.submit(workspace.take, "a", (8,), np.uint8).result()
     assert not np.shares_memory(mine, theirs)
+
+
+def test_memory_begins_with_a_line() -> None:
+    """New memory has the size that was asked for, at an address that is a multiple of 64."""
+    for size in (0, 1, 64, 1000):
+        memory = aligned(size)
+        assert memory.nbytes == size
+        assert memory.ctypes.data % 64 == 0
+    assert Workspace().take("a", (3, 5), np.float32).ctypes.data % 64 == 0
+
+
+def test_an_array_is_made_once_for_each_shape() -> None:
+    """Arrays are remembered until their buffer grows, and never so many that they pile up."""
+    workspace = Workspace()
+    first = workspace.take("a", (1000,), np.uint8)
+    assert workspace.take("a", (1000,), np.uint8) is first
+    assert workspace.take("a", (1000,), np.int8) is not first
+    for length in range(1, 200):
+        assert workspace.take("a", (length,), np.uint8).shape == (length,)
+    assert np.shares_memory(workspace.take("a", (1000,), np.uint8), first)
+    large = workspace.take("a", (2000,), np.uint8)
+    assert np.shares_memory(workspace.take("a", (1000,), np.uint8), large)

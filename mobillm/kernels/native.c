@@ -30,10 +30,10 @@
 enum format { F32 = 0, F16 = 1, BF16 = 2, ASYM2 = 18, ASYM4 = 20, ASYM8 = 24, NF4 = 36, FP4 = 37, F8 = 40 };
 enum kind { KIND_F32 = 0, KIND_F16 = 1, KIND_BF16 = 2 };
 
-enum { LONGEST = 128, PLAIN = 2048, AHEAD = 2048 };
-/* Bytes from which on decoded values go past the caches: a core's own cache does not keep them, and nobody reads
- * them before the other tensors of their batch are decoded too. */
-enum { STREAMED = 1 << 20 };
+enum { LONGEST = 128, PLAIN = 2048 };
+/* Bytes: how far ahead packed ones are fetched, and from which size on decoded values go past the caches. A core's
+ * own cache does not keep so many, and nobody reads them before the other tensors of their batch are decoded. */
+enum { AHEAD = 2048, STREAMED = 1 << 20 };
 enum { HALF_MAX = 0x477FE000 }; /* 65504 as fp32 */
 
 /* Numbers at any address. */

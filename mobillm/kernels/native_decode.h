@@ -81,7 +81,7 @@ static void FN(decode_group)(const struct decode_job *job, const uint8_t *packed
     uint16_t trailer[2][FN(GROUP)] = {0};
     float scale[FN(GROUP)], base[FN(GROUP)];
     int size = (n * job->bits + 7) / 8, record = size + job->trailer;
-    /* An address past the end is no harm. */
+    /* Fetched ahead; an address past the end is no harm. */
     for (int line = 0; line < count * record; line += 64)
         __builtin_prefetch((const void *)((uintptr_t)packed + AHEAD + (uintptr_t)line));
     FOR_BITS(job->bits, for (int b = 0; b < count; b++)
@@ -98,7 +98,7 @@ static void FN(decode_group)(const struct decode_job *job, const uint8_t *packed
     const loose_f32 *factors = job->factors ? job->factors + first % job->width : NULL;
     for (int b = 0; b < count; b++, factors = next_factors(job->factors, factors, n, job->width)) {
         loose_f32 *out = job->out + first + b * n;
-        /* Two groups ahead: without it each new page is met unprepared. */
+        /* Two groups ahead: without it each new page is met unprepared, also by values that go past the caches. */
         uintptr_t ahead = (uintptr_t)out + 2 * FN(GROUP) * sizeof(float) * (uintptr_t)n;
         if (job->stream && n % 16 == 0) {
             _Alignas(64) float values[LONGEST];

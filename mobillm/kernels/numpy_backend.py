@@ -26,9 +26,9 @@ Packed = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 Equalizer = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
 
-# Values handled at a time: the fp32 temporaries of a chunk stay in a core's own cache. With a power of two
+# Values handled at a time: few enough that temporaries stay in the caches, and with a power of two
 # the groups of a block would compete for the same lines of the first-level cache.
-_CHUNK = 9 << 14
+_CHUNK = 9 << 15
 _OCTET, _INTEGER, _FLOAT = np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.float32)
 _KINDS = {np.dtype(name): native.KINDS[name] for name in ("float32", "float16")}
 _workspace = Workspace()

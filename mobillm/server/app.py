@@ -64,6 +64,7 @@ async def serve(
         server = await transport.serve(
             gateway.handle, address, keys=keys, tls=tls, timeouts=timeouts, limits=limits
         )
+        meter.listen(server)
         try:
             yield server
         finally:

@@ -158,6 +158,11 @@ class Gateway:
         """How many sessions have a device."""
         return len(self._attachments)
 
+    @property
+    def claimed(self) -> int:
+        """Packed bytes of all sessions that wait for training, with the credit that devices have not used."""
+        return self._memory.total
+
     def is_attached(self, session: Session) -> bool:
         """Tell whether a device is attached to a session."""
         return session.id in self._attachments

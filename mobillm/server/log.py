@@ -40,7 +40,7 @@ CRC = struct.Struct("<I")
 MAGIC = b"MLog"
 MAX_BUFFERS = 512  # of one call; the system allows 1024
 VERSION = 2
-ROOM = 4 << 20  # bytes that are allocated ahead
+ROOM = 4 << 20  # most bytes that are allocated ahead
 
 
 class ActivationLog(LogReader):
@@ -119,9 +119,10 @@ class ActivationLog(LogReader):
     def _allocate(self, end: int) -> None:
         """Have room up to an offset, if the disk has any to spare."""
         if end > self._room:
+            room = end + min(end, ROOM)  # as much again, so that a small log stays small
             with contextlib.suppress(OSError):  # a write that finds none says so
-                os.posix_fallocate(self._file, self._size, end + ROOM - self._size)
-                self._room = end + ROOM
+                os.posix_fallocate(self._file, self._size, room - self._size)
+                self._room = room
 
     def _cut(self) -> None:
         """Cut off what follows the last whole record."""

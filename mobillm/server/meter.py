@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..transport import Server
     from .curves import Curves  # needs tensorboard, which few servers have
     from .gateway import Gateway
 
@@ -23,6 +24,9 @@ class Meter:
 
     def start(self, gateway: Gateway) -> None:
         """Note that a server begins; called in its event loop."""
+
+    def listen(self, server: Server) -> None:
+        """Note that devices can come now."""
 
     def drain(self) -> None:
         """Note that the server stops taking connections."""

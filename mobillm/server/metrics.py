@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..protocol import VERSION
-from ..transport import Address
+from ..transport import Address, Server
 from ..version import __version__
 from .gateway import Gateway
 from .meter import Meter
@@ -102,6 +102,10 @@ class PrometheusMeter(Meter):
         self.monitor = Monitor(self._address, self.registry, self.lagged)
         where = self.monitor.address
         logger.info("= metrics at http://%s:%d/metrics, health at /healthz", where.host, where.port)
+
+    def listen(self, server: Server) -> None:
+        """Count the failed logins of this server."""
+        self.registry.register(_Logins(server))
 
     def drain(self) -> None:
         """Have the health check say so."""
@@ -194,6 +198,8 @@ class _Sessions(Collector):
             ("queue_bytes", "Packed bytes that wait for training", sum(one.held for one in sessions)),
             ("queue_batches", "Batches that wait for training", sum(one.waiting for one in sessions)),
             ("queue_limit_bytes", "Most packed bytes of one session", self._gateway.limits.queue),
+            ("memory_claimed_bytes", "The same with credit that is not used yet", self._gateway.claimed),
+            ("memory_limit_bytes", "Most of that", self._gateway.limits.memory),
             (
                 "ack_durable_lag_batches",
                 "Batches that have come and are not durable yet",
@@ -206,3 +212,15 @@ class _Sessions(Collector):
     def _plain(*rows: tuple[str, str, float]) -> Iterator[Metric]:
         for name, text, value in rows:
             yield GaugeMetricFamily(f"mobillm_{name}", text, value=value)
+
+
+class _Logins(Collector):
+    """What the server's transport counts."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the counter."""
+        text = "Logins with an unknown tenant or a wrong token"
+        yield CounterMetricFamily("mobillm_auth_failures", text, value=self._server.failed_logins)

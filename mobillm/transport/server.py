@@ -65,6 +65,7 @@ class Server:
         self._closing: asyncio.Task[None] | None = None
         self._admission = Admission(limits)
         self._turned_away = 0  # connections that still have to be told so
+        self.failed_logins = 0
 
     @property
     def address(self) -> Address:
@@ -166,6 +167,7 @@ class Server:
             await connection.wait_open()
         except ConnectionClosed as exc:
             if exc.code == ErrorCode.AUTH_FAILED:
+                self.failed_logins += 1
                 self._admission.fail(host, connection.endpoint.tenant)
             raise
         finally:

@@ -15,7 +15,7 @@ def test_every_call_is_counted_by_prometheus() -> None:
     calls = [name for name, _ in inspect.getmembers(Meter, inspect.isfunction)]
     assert {name for name in calls if getattr(PrometheusMeter, name) is getattr(Meter, name)} == set()
     meter: Any = Meter()
-    for name in set(calls) - {"close", "start"}:
+    for name in set(calls) - {"close", "start", "listen"}:
         arguments = {"int": 1, "float": 0.5, "str": "x"}
         parameters = inspect.signature(getattr(meter, name)).parameters.values()
         assert getattr(meter, name)(*(arguments[str(each.annotation)] for each in parameters)) is None

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import re
+import shutil
 import urllib.request
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mobillm.errors import ErrorCode, RemoteError, StorageError
+from mobillm.device import Session
+from mobillm.errors import ErrorCode, HandshakeError, RemoteError, StorageError
 from mobillm.options import Limits
 from mobillm.protocol import Detach
 from mobillm.server.checkpoints import Checkpoints
 from mobillm.server.gateway import _reason
+from mobillm.server.log import ActivationLog
 from mobillm.server.metrics import PrometheusMeter
 from mobillm.transport import Address
 from tests.conftest import Run
@@ -42,6 +45,15 @@ async def scrape(meter: PrometheusMeter) -> dict[str, float]:
     }
 
 
+def size_of_log(directory: pathlib.Path, session: Session) -> int:
+    """Return the bytes of a session's records, without the room that is allocated ahead of them."""
+    copy = directory / "copy.log"
+    shutil.copy(directory / "sessions" / session.id.hex() / "activations.log", copy)
+    log = ActivationLog(copy)
+    log.close()
+    return log.size
+
+
 def test_what_happened_is_counted(run: Run, tmp_path: pathlib.Path, no_fd_leak: None) -> None:
     """A session, a device that comes back, a batch that is refused: each is counted where it belongs."""
 
@@ -54,10 +66,7 @@ def test_what_happened_is_counted(run: Run, tmp_path: pathlib.Path, no_fd_leak: 
                 await submit(other, 1, 2)
                 await other.wait_applied()
                 found = await scrape(meter)
-                size = sum(
-                    (tmp_path / "sessions" / one.id.hex() / "activations.log").stat().st_size
-                    for one in (session, other)
-                )
+                size = sum(size_of_log(tmp_path, one) for one in (session, other))
                 expected = {
                     "connections": 1, "connections_opened_total": 1, "sessions:finished": 1,
                     "sessions:receiving": 1, "sessions:failed": 0, "sessions_attached": 2,
@@ -65,11 +74,13 @@ def test_what_happened_is_counted(run: Run, tmp_path: pathlib.Path, no_fd_leak: 
                     "batch_latency_seconds_count:apply": 8, "batch_latency_seconds_count:receive": 5,
                     "checkpoint_duration_seconds_count": 1, "queue_batches": 0, "queue_bytes": 0,
                     "ack_durable_lag_batches": 0, "log_bytes": size, "session_resumes_total": 0,
-                    "replayed_batches_total": 0, "checkpoint_failures_total": 0,
+                    "replayed_batches_total": 0, "checkpoint_failures_total": 0, "auth_failures_total": 0,
+                    "memory_limit_bytes": Limits().memory,
                 }  # fmt: skip
                 assert {name: found[f"mobillm_{name}"] for name in expected} == expected
                 assert 0 < found["mobillm_batch_bytes_total"] < size
                 assert found["mobillm_checkpoint_size_bytes"] > 0
+                assert 0 < found["mobillm_memory_claimed_bytes"] <= 2 * Limits().queue
                 await client.attach(other.id, other.spec)
             async with device(server) as client:
                 await client.attach(other.id, other.spec)
@@ -98,6 +109,21 @@ def test_refused_and_repeated_batches(run_once: Run, tmp_path: pathlib.Path) -> 
             with pytest.raises(RemoteError, match="QUOTA"):
                 await submit(session, 1, 200)
             assert (await scrape(meter))["mobillm_batches_rejected_total:QUOTA"] >= 1
+
+    run_once(main())
+
+
+def test_failed_logins_are_counted(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A wrong token counts once, whoever it was."""
+
+    async def main() -> None:
+        meter = PrometheusMeter(Address("127.0.0.1", 0))
+        async with serving(tmp_path, meter=meter) as server:
+            with pytest.raises(HandshakeError):
+                await device(server, token="wrong")
+            found = await scrape(meter)
+            assert found["mobillm_auth_failures_total"] == 1
+            assert found["mobillm_connections_opened_total"] == 0
 
     run_once(main())
 

@@ -32,10 +32,10 @@ def test_states_and_figures(run_once: Run, tmp_path: pathlib.Path) -> None:
         done = summarise(session, attached=True)
         assert (done["state"], done["steps"], done["total_steps"], done["epoch"]) == ("finished", 4, 4, 2)
         assert done["loss"] > 0.0
-        assert done["log_bytes"] == (session.store.directory / "activations.log").stat().st_size
         assert done["attached"] is True
         await session.park()
         assert summarise(session, attached=True) == done
+        assert done["log_bytes"] == (session.store.directory / "activations.log").stat().st_size
         json.dumps(done, allow_nan=False)
         session.finished, session.failed = None, True
         assert state_of(session) == "failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import warnings
 
@@ -13,7 +14,7 @@ import torch
 from mobillm.errors import ConfigError, StorageError
 from mobillm.nn.side import SideNetwork
 from mobillm.server.batch import Batch
-from mobillm.server.trainer import Trainer, check_size, learning_rate
+from mobillm.server.trainer import Trainer, check_size, learning_rate, warm_up
 from mobillm.spec import CodecSpec, OptimizerSpec
 from tests.sessions import packed, spec
 
@@ -148,3 +149,12 @@ def test_size_is_checked() -> None:
     check_size(what, count)
     with pytest.raises(ConfigError, match=rf"{count}; expected at most {count - 1} .* smaller side\.width"):
         check_size(what, count - 1)
+
+
+def test_warm_up_leaves_what_is_loaded_to_itself() -> None:
+    """What there is when a server begins is not looked at by garbage collections any more."""
+    kept: list[object] = [[]]
+    gc.unfreeze()
+    assert any(one is kept for one in gc.get_objects())
+    warm_up()
+    assert not any(one is kept for one in gc.get_objects())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mobillm.formats import Format
-from mobillm.kernels import blocks
+from mobillm.kernels import blocks, reference
 
 
 def test_extremes_of_each_block() -> None:
@@ -45,3 +45,13 @@ def test_damaged_trailer_decodes_without_a_warning() -> None:
     out = np.empty((1, 2), np.float32)
     blocks.decode(Format.ASYM4, record, 2, out)
     assert not np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("ends", [(1000.3, 1001.0), (0.0, 21 * 2.0**-24)])
+@pytest.mark.parametrize("n", [64, 63])
+def test_codes_outside_are_limited(ends: tuple[float, float], n: int) -> None:
+    """In fp16 a minimum may lie above values of its block, and a scale may be too small for others."""
+    values = np.linspace(*ends, n, dtype=np.float32)[None]
+    out = np.empty((1, (n + 1) // 2 + 4), np.uint8)
+    assert blocks.encode(Format.ASYM4, values, out)
+    assert out.tobytes() == reference.quantize(values, Format.ASYM4)

@@ -40,7 +40,7 @@ def test_default_limits() -> None:
     """The defaults are documented; changing one is a decision."""
     assert dataclasses.asdict(Limits()) == {
         "frame": 2**20,
-        "chunk": 2**18,
+        "chunk": 2**19,
         "batch": 2**26,
         "blob": 2**31,
         "queue": 2**26,

@@ -18,6 +18,7 @@ from .errors import ConfigError
 from .formats import BLOCKS, Format
 
 __all__ = [
+    "ARCHITECTURES",
     "IGNORED",
     "KINDS",
     "POOLS",
@@ -29,10 +30,12 @@ __all__ = [
     "OptimizerSpec",
     "SessionSpec",
     "SideSpec",
+    "TailSpec",
 ]
 
 TASKS = ("causal-lm", "classification", "regression")
-KINDS = ("ladder", "parallel", "head")
+KINDS = ("ladder", "parallel", "head", "tail")
+ARCHITECTURES = ("llama", "qwen2", "opt")
 POOLS = ("last", "first", "mean")
 SCHEDULES = ("onecycle", "linear", "constant")
 TOKENS = ("all", "loss", "last")
@@ -45,6 +48,7 @@ _MAX_NAME = 128
 _MAX_WIDTH = 1 << 16
 _MAX_TAPS = 1000  # tensor numbers from 1000 on mean something else
 _MAX_VOCABULARY = 1 << 22
+_MAX_UPPER = 48  # layers of a tail: their digests have to fit into one map of 4096 bytes
 
 
 class _Record:
@@ -117,8 +121,8 @@ def _type_name(hint: Any) -> str:
 def _is_a(hint: Any, value: object) -> bool:
     if isinstance(hint, types.UnionType):
         return any(_is_a(arm, value) for arm in hint.__args__)
-    if hint == tuple[int, ...]:
-        return isinstance(value, tuple) and all(_is_a(int, item) for item in value)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_a(hint.__args__[0], item) for item in value)
     if isinstance(value, bool):  # which Python counts as an integer
         return hint is bool
     return isinstance(value, int | float if hint is float else hint)
@@ -131,9 +135,10 @@ def _read(hint: Any, value: object, where: str) -> Any:
         hint = next(arm for arm in hint.__args__ if arm is not type(None))
     if isinstance(hint, type) and issubclass(hint, _Record):
         return hint.from_map(value, where)
-    if hint == tuple[int, ...]:
-        if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
-            raise ConfigError(where, _short(value), "a list of integers")
+    if typing.get_origin(hint) is tuple:
+        item = hint.__args__[0]
+        if not isinstance(value, list | tuple) or not all(type(one) is item for one in value):
+            raise ConfigError(where, _short(value), f"a list of {'integers' if item is int else 'texts'}")
         return tuple(value)
     if hint is float and type(value) is int:
         return float(value)
@@ -192,14 +197,16 @@ class SideSpec(_Record):
     """The side network.
 
     Attributes:
-        kind: ``ladder`` (narrow blocks with attention), ``parallel`` (full-width per-token adapters)
-            or ``head`` (the head alone on the last tap: the baseline).
+        kind: ``ladder`` (narrow blocks with attention), ``parallel`` (full-width per-token adapters),
+            ``head`` (the head alone on the last tap: the baseline) or ``tail`` (LoRA in the layers above
+            the one tap, of which the server has a frozen copy; see :class:`TailSpec`).
         width: width of the ladder's blocks, or of the parallel adapters' bottleneck.
         heads: attention heads of a ladder block; must divide ``width``.
         dropout: probability, applied in training only.
         causal: whether a position sees only earlier ones; must be true for ``causal-lm``.
         pool: which position feeds a classification or regression head: ``last``, ``first`` (encoders
             with a [CLS] token) or ``mean``.
+        rank: of the LoRA matrices of ``tail``, whose product is multiplied by 2.
 
     """
 
@@ -209,6 +216,7 @@ class SideSpec(_Record):
     dropout: float = 0.1
     causal: bool = True
     pool: str = "last"
+    rank: int = 8
 
     def __post_init__(self) -> None:
         self._check_types("side.")
@@ -222,6 +230,52 @@ class SideSpec(_Record):
         )
         _check(0.0 <= self.dropout < 1.0, "side.dropout", self.dropout, "from 0 up to but not 1")
         _check(self.pool in POOLS, "side.pool", self.pool, f"one of {', '.join(POOLS)}")
+        _check(1 <= self.rank <= 1024, "side.rank", self.rank, "1 to 1024")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TailSpec(_Record):
+    """The backbone's layers above the tap: their shape, and the blobs that hold them.
+
+    Attributes:
+        architecture: ``llama``, ``qwen2`` or ``opt``: what the layers compute, as transformers names it.
+        intermediate_size: width inside the MLP.
+        heads: attention heads; divides the hidden size.
+        kv_heads: heads of keys and values; divides ``heads``.
+        eps: of the norms.
+        layers: SHA-256 (64 hex digits) of the blob of each layer, from the one above the tap to the last.
+        ending: the same of the blob of what else is needed: the final norm and the rotary frequencies.
+
+    """
+
+    architecture: str
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    eps: float
+    layers: tuple[str, ...]
+    ending: str
+
+    def __post_init__(self) -> None:
+        self._check_types("tail.")
+        known = self.architecture in ARCHITECTURES
+        _check(known, "tail.architecture", _short(self.architecture), f"one of {', '.join(ARCHITECTURES)}")
+        _check(
+            1 <= self.intermediate_size <= 1 << 18,
+            "tail.intermediate_size",
+            self.intermediate_size,
+            f"1 to {1 << 18}",
+        )
+        _check(1 <= self.heads <= 1024, "tail.heads", self.heads, "1 to 1024")
+        divides = 1 <= self.kv_heads <= self.heads and self.heads % self.kv_heads == 0
+        _check(divides, "tail.kv_heads", self.kv_heads, f"a divisor of tail.heads = {self.heads}")
+        _check(0.0 < self.eps < 1.0, "tail.eps", self.eps, "a number between 0 and 1")
+        _check(
+            1 <= len(self.layers) <= _MAX_UPPER, "tail.layers", len(self.layers), f"1 to {_MAX_UPPER} layers"
+        )
+        for digest in (*self.layers, self.ending):
+            expected = "the SHA-256 of a blob, 64 lower-case hex digits"
+            _check(_is_digest(digest), "tail.layers and tail.ending", _short(digest), expected)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +368,9 @@ class SessionSpec(_Record):
         trace: whether METRICS frames carry the server's timings.
         tokens: which tokens of a sample are sent: ``all``; ``loss``, those that have a target
             (``causal-lm``); or ``last``, one for each sample (the other tasks). The last two need a side
-            network that looks at each token alone, so not ``ladder``, whose attention needs all of them.
+            network that looks at each token alone, so not ``ladder`` or ``tail``, whose attention needs all
+            of them.
+        tail: the layers above the tap; for ``tail`` only, which needs it.
 
     """
 
@@ -331,6 +387,7 @@ class SessionSpec(_Record):
     head: str | None = None
     trace: bool = False
     tokens: str = "all"
+    tail: TailSpec | None = None
 
     def __post_init__(self) -> None:
         self._check_types("")
@@ -352,7 +409,8 @@ class SessionSpec(_Record):
         _check(0 <= self.seed < 1 << 63, "seed", self.seed, "0 to 2**63 - 1")
         if self.task == "causal-lm":
             _check(self.side.causal, "side.causal", self.side.causal, "true for causal-lm")
-            _check(self.side.kind != "head", "side.kind", self.side.kind, "ladder or parallel for causal-lm")
+            able = self.side.kind in ("ladder", "parallel")
+            _check(able, "side.kind", self.side.kind, "ladder or parallel for causal-lm")
             _check(
                 self.head is not None and _is_digest(self.head),
                 "head",
@@ -362,11 +420,29 @@ class SessionSpec(_Record):
         else:
             _check(self.head is None, "head", self.head, f"nothing for {self.task}")
         self._check_tokens()
+        self._check_tail()
 
     @property
     def blobs(self) -> tuple[str, ...]:
-        """SHA-256 of each blob that the session needs, in hex."""
-        return () if self.head is None else (self.head,)
+        """SHA-256 of each blob that the session needs, in hex, each once."""
+        head = () if self.head is None else (self.head,)
+        tail = () if self.tail is None else (*self.tail.layers, self.tail.ending)
+        return tuple(dict.fromkeys((*head, *tail)))
+
+    def _check_tail(self) -> None:
+        if self.side.kind != "tail":
+            _check(self.tail is None, "tail", "a map", f"nothing for side.kind = {self.side.kind}")
+            return
+        if self.tail is None:
+            raise ConfigError("tail", None, "the layers above the tap, for side.kind = tail")
+        taps, above = self.model.taps, self.model.layers - len(self.tail.layers)
+        _check(taps == (above,), "model.taps", list(taps), f"[{above}], the layer below those of tail.layers")
+        _check(self.side.causal, "side.causal", self.side.causal, "true for side.kind = tail")
+        _check(self.side.pool == "last", "side.pool", self.side.pool, "last for side.kind = tail")
+        heads, width = self.tail.heads, self.model.hidden_size
+        _check(width % (2 * heads) == 0, "tail.heads", heads, f"heads of an even size in {width}")
+        grouped = self.tail.kv_heads != heads and self.tail.architecture == "opt"
+        _check(not grouped, "tail.kv_heads", self.tail.kv_heads, f"tail.heads = {heads} for opt")
 
     def _check_tokens(self) -> None:
         _check(self.tokens in TOKENS, "tokens", self.tokens, f"one of {', '.join(TOKENS)}")
@@ -374,8 +450,8 @@ class SessionSpec(_Record):
             return
         fitting = "loss" if self.task == "causal-lm" else "last"
         _check(self.tokens == fitting, "tokens", self.tokens, f"all or {fitting} for {self.task}")
-        alone = f"parallel or head for tokens = {self.tokens}: a ladder attends to the tokens left out"
-        _check(self.side.kind != "ladder", "side.kind", self.side.kind, alone)
+        alone = f"parallel or head for tokens = {self.tokens}: attention needs the tokens left out"
+        _check(self.side.kind in ("parallel", "head"), "side.kind", self.side.kind, alone)
         if self.tokens == "last":
             _check(self.side.pool == "last", "side.pool", self.side.pool, "last for tokens = last")
 

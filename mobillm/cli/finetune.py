@@ -135,9 +135,9 @@ def _add_side(parser: Parser) -> None:
     group.add_argument(
         "--taps",
         type=_taps,
-        default="every:4",
         metavar="T",
-        help="layers whose output is sent: all, every:N or a list such as 6,10,30 (default: %(default)s)",
+        help="layers whose output is sent: all, every:N, third (the one after the first third), or a list "
+        "such as 6,10,30 (default: every:4; third for --side-kind tail)",
     )
     # No defaults where what was given has to be told from what was not: see _codec.
     packing = group.add_mutually_exclusive_group()
@@ -174,7 +174,19 @@ def _add_side(parser: Parser) -> None:
         help="which are sent: all, those that enter the loss (causal-lm), or each sample's last one; these "
         "two need --side-kind parallel or head, which look at each token alone (default: %(default)s)",
     )
-    group.add_argument("--side-kind", default=side.kind, choices=KINDS, help="default: %(default)s")
+    group.add_argument(
+        "--side-kind",
+        default=side.kind,
+        choices=KINDS,
+        help="tail is LoRA in the layers above the one tap, saved as a PEFT adapter: the server gets a copy "
+        "of those layers, and the device computes only what is below (default: %(default)s)",
+    )
+    group.add_argument(
+        "--side-rank",
+        type=between(1, 1024),
+        metavar="N",
+        help=f"of LoRA, for --side-kind tail (default: {side.rank})",
+    )
     group.add_argument(
         "--side-width", type=at_least(1), default=side.width, metavar="N", help="default: %(default)s"
     )
@@ -246,6 +258,7 @@ def run(args: argparse.Namespace) -> int:
     """Train and save a side network."""
     # What can be refused at once is refused before torch and the model are loaded.
     side, optimizer, codec = _specs(args)
+    _settle_kind(args)
     tenant, secret = device_token(args)
     tls = device_tls(args)
     timeouts = Timeouts(reconnect=args.patience)
@@ -320,6 +333,7 @@ def _specs(args: argparse.Namespace) -> tuple[SideSpec, OptimizerSpec, CodecSpec
         heads=args.side_heads,
         dropout=args.side_dropout,
         pool=args.side_pool,
+        rank=SideSpec().rank if args.side_rank is None else args.side_rank,
     )
     optimizer = OptimizerSpec(
         lr=args.lr,
@@ -330,6 +344,21 @@ def _specs(args: argparse.Namespace) -> tuple[SideSpec, OptimizerSpec, CodecSpec
         ema=args.ema,
     )
     return side, optimizer, _codec(args)
+
+
+def _settle_kind(args: argparse.Namespace) -> None:
+    """Settle what depends on the kind of side network; options that do not go with it are refused."""
+    tail = args.side_kind == "tail"
+    if args.side_rank is not None and not tail:
+        raise ConfigError("side_rank", args.side_rank, "to be given with --side-kind tail only")
+    if args.taps is None:
+        args.taps = "third" if tail else "every:4"
+    if not tail:
+        return
+    if args.task == "causal-lm":
+        raise ConfigError("side_kind", "tail", "ladder or parallel for --task causal-lm")
+    # Of the layers above the tap none has to be in memory, then.
+    args.stream_weights = True
 
 
 def _codec(args: argparse.Namespace) -> CodecSpec:

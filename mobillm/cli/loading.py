@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
+from ..nn.adapter import ADAPTER_WEIGHTS
 from ..nn.saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config
 from .console import say
 
@@ -75,7 +76,8 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
         OSError: it cannot be made.
 
     """
-    if not overwrite and any((directory / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+    names = (CONFIG_FILE, WEIGHTS_FILE, ADAPTER_WEIGHTS)
+    if not overwrite and any((directory / name).exists() for name in names):
         raise ModelError(
             f"--out {directory} holds a side network already; choose another directory or add --overwrite"
         )

@@ -65,7 +65,8 @@ class Client:
 
         Args:
             spec: what to train.
-            blobs: content that the spec names by its SHA-256; sent only if the server lacks it.
+            blobs: content that the spec names by its SHA-256; sent only if the server lacks it. Taken one
+                by one, each when the one before was sent.
 
         Raises:
             RemoteError: the server refused the spec.

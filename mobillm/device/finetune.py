@@ -10,13 +10,14 @@ import logging
 import pathlib
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ..errors import ConfigError, ModelError
 from ..nn.ending import common_ending
 from ..nn.heads import FrozenHead, export_lm_head
 from ..nn.sidetuned import SideConfig, save_side
+from ..nn.tail import TailBlobs
 from ..options import Limits, Timeouts
 from ..protocol import Finished
 from ..spec import CodecSpec, OptimizerSpec, SessionSpec, SideSpec
@@ -99,7 +100,8 @@ class _Job:
     backbone: Backbone
     spec: SessionSpec
     batches: list[TokenBatch]
-    head: bytes | None
+    blobs: Iterable[bytes]
+    blob_bytes: int
     labels: tuple[str, ...] | None
     max_length: int
     ending: str
@@ -189,7 +191,7 @@ async def finetune_async(
     job = await asyncio.to_thread(_prepare, backbone, dataset, options)
     on_start = options.get("on_start")
     if on_start is not None:
-        on_start(disclosure(job.spec, job.samples, job.tokens, len(job.head or b"")))
+        on_start(disclosure(job.spec, job.samples, job.tokens, job.blob_bytes))
     trace = Trace()
     limits = options.get("limits") or Limits()
     timeouts = options.get("timeouts") or Timeouts()
@@ -210,7 +212,7 @@ async def finetune_async(
     uplink = Uplink(
         dial,
         job.spec,
-        blobs=[] if job.head is None else [job.head],
+        blobs=job.blobs,
         session=None if unfinished is None else unfinished.session,
         equalizers=None if unfinished is None else unfinished.equalizers,
         keep=limits.queue,
@@ -333,12 +335,11 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
             raise ConfigError(name, value, "at least 1")
     if not dataset:
         raise ConfigError("dataset", "empty", "at least one example")
-    head = None
-    if task == "causal-lm":
-        head = export_lm_head(backbone.model)
+    side = options.get("side", SideSpec())
+    head = export_lm_head(backbone.model) if task == "causal-lm" else None
+    tail = TailBlobs(backbone) if side.kind == "tail" else None
     outputs = _outputs(task, options.get("labels"), dataset, head)
     codec = options.get("codec", CodecSpec())
-    side = options.get("side", SideSpec())
     if not backbone.causal:
         side = dataclasses.replace(side, causal=False, pool="first")
     ending = ""
@@ -372,12 +373,17 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
         head=None if head is None else hashlib.sha256(head).hexdigest(),
         trace=True,
         tokens=options.get("tokens", "all"),
+        tail=None if tail is None else tail.spec,
     )
     heldout = options.get("heldout")
     everything = train + (batches(heldout, heldout=True) if heldout else [])
     labels = options.get("labels")
     names = None if labels is None else tuple(labels)
-    return _Job(backbone, spec, everything, head, names, max_length, ending)
+    blobs: Iterable[bytes] = () if tail is None else tail
+    size = 0 if tail is None else tail.size
+    if head is not None:
+        blobs, size = (head,), len(head)
+    return _Job(backbone, spec, everything, blobs, size, names, max_length, ending)
 
 
 def _outputs(task: str, labels: Sequence[str] | None, dataset: Sequence[Example], head: bytes | None) -> int:

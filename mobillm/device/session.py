@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from ..codec import Equalizer, PackedTensor, check_headers
 from ..errors import (
-    ConfigError,
     ErrorCode,
     LocalProtocolError,
     MobiLLMError,
@@ -45,6 +44,7 @@ from ..protocol import (
 )
 from ..spec import SessionSpec
 from ..transport import Connection
+from .blobs import lacking
 from .packing import pack_batch
 from .taps import TapPacker
 
@@ -287,7 +287,7 @@ class Session:
 
         Args:
             missing: SHA-256 digests from the server.
-            blobs: content to choose from.
+            blobs: content to choose from, taken one by one, each when the one before was sent.
 
         Raises:
             ConfigError: a missing blob was not given.
@@ -296,13 +296,9 @@ class Session:
             TimeoutError: no confirmation within ``timeouts.request``.
 
         """
-        given = {hashlib.sha256(blob).digest(): blob for blob in blobs} if missing else {}
-        for digest in missing:
-            if digest not in given:
-                raise ConfigError("blobs", digest.hex(), "the content with this SHA-256; the server lacks it")
         chunk = self.connection.endpoint.limits.chunk
-        for digest in missing:
-            view = memoryview(given[digest])
+        async for digest, blob in lacking(missing, blobs):
+            view = memoryview(blob)
             for offset in range(0, len(view), chunk):
                 part = view[offset : offset + chunk]
                 await self.send(

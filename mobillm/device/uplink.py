@@ -70,7 +70,7 @@ class Uplink:
     Args:
         dial: connects to the server; called again after each loss.
         spec: what to train.
-        blobs: content that the spec names; sent only if the server lacks it.
+        blobs: content that the spec names; sent only if the server lacks it. Iterated again after each loss.
         session: id of a session that exists; None starts one.
         equalizers: those that a device which was stopped had sent in that session; None: not known.
         keep: packed bytes that may be kept; sending waits for the server's disk beyond that.
@@ -105,7 +105,7 @@ class Uplink:
         self.on_metrics: Callable[[Metrics], None] | None = None
         self.on_equalizers: Callable[[Equalizers], None] | None = None
         self._dial = dial
-        self._blobs = list(blobs)
+        self._blobs = blobs
         self._id = session
         self._equalizers = {} if session is None else equalizers
         self._keep = keep

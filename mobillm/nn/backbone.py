@@ -127,6 +127,11 @@ class Backbone:
         return cls(cast(nn.Module, model), tokenizer, name=public, taps=taps)
 
     @property
+    def parts(self) -> Parts:
+        """The layers of the model and what surrounds them."""
+        return self._parts
+
+    @property
     def hidden_size(self) -> int:
         """Width of the tapped hidden states."""
         return self._parts.hidden_size
@@ -166,6 +171,10 @@ class Backbone:
     def weight_bytes(self) -> WeightBytes:
         """Return how large the model is; of a streamed one before its first forward."""
         return self._parts.weight_bytes()
+
+    def layer_weights(self, number: int) -> dict[str, Tensor]:
+        """Return the weights of a layer, numbered from 0, by their names in it; they are not copied."""
+        return {name: p.detach() for name, p in self._parts.layers[number].named_parameters()}
 
     def model_spec(self) -> ModelSpec:
         """Return the fingerprint that a session states."""

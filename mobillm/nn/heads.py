@@ -269,15 +269,16 @@ class PooledHead(nn.Module):
     Args:
         width: of the pooled vector.
         outputs: classes; 1 makes a regression head.
+        bias: whether there is one.
 
     """
 
-    def __init__(self, width: int, outputs: int) -> None:
+    def __init__(self, width: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
         self._outputs = outputs
-        self.linear = nn.Linear(width, outputs)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = nn.Linear(width, outputs, bias=bias)
+        for parameter in self.linear.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map ``[B, width]`` to logits ``[B, outputs]``, or to values ``[B]`` when there is one output."""

@@ -40,6 +40,7 @@ class LayerStore:
         self.depth = len(layers)
         self.reads = 0
         self._checkpoint = checkpoint
+        self._names = names
         sizes = [sum(_room(p) for p in layer.parameters()) for layer in layers]
         room = max(sizes) + _ALIGNMENT
         buffers = [torch.empty(room, dtype=torch.uint8) for _ in range(min(2, len(layers)))]
@@ -94,6 +95,20 @@ class LayerStore:
             self._held[following % 2] = None
             self.reads += 1
             self._coming = following, self._reader.submit(self._read, following)
+
+    def load(self, layer: int) -> dict[str, Tensor]:
+        """Read a layer's weights into memory of their own, by their names in the layer.
+
+        Raises:
+            ModelError: the weights cannot be read.
+            OSError: the same.
+
+        """
+        found = {}
+        for own, name in self._names[layer].items():
+            found[own] = torch.empty_like(self._targets[layer][name])
+            self._checkpoint.read(name, found[own])
+        return found
 
     def _before(self, layer: int, *_: Any) -> None:
         self.bring(layer)

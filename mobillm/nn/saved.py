@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from ..errors import ConfigError, ModelError
 from ..spec import SessionSpec
+from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_json
 from .cache import installed
 from .tokens import MAX_LENGTH, lone_surrogate
 
@@ -51,6 +52,11 @@ class SideConfig:
         for label in self.labels:
             if lone_surrogate(label) is not None:
                 raise ConfigError("labels", label, "names that are valid Unicode")
+
+    @property
+    def weights_file(self) -> str:
+        """Name of the file with the weights; that of a ``tail`` is named as PEFT names it."""
+        return WEIGHTS_FILE if self.spec.tail is None else ADAPTER_WEIGHTS
 
     def to_json(self) -> str:
         """Return the content of ``side_config.json``."""
@@ -110,7 +116,7 @@ class SideConfig:
         if labels is not None and not (isinstance(labels, list) and all(isinstance(x, str) for x in labels)):
             raise ConfigError("labels", _short(labels), "a list of names, or null")
         if weights is not None and not isinstance(weights, str):
-            raise ConfigError("weights", _short(weights), f"the SHA-256 of {WEIGHTS_FILE}, or null")
+            raise ConfigError("weights", _short(weights), "the SHA-256 of the weights' file, or null")
         return cls(
             spec=SessionSpec.from_map(content.get("spec")),
             max_length=content["max_length"],
@@ -130,7 +136,8 @@ def save_side(directory: str | Path, weights: bytes, config: SideConfig) -> None
     """Write a trained side network to a directory, which is made if needed.
 
     Each file appears whole or not at all; the configuration comes last and holds the digest of the
-    weights, so that files of two runs are not taken for one side network.
+    weights, so that files of two runs are not taken for one side network. A ``tail`` is saved as a PEFT
+    adapter.
 
     Args:
         directory: where to write.
@@ -143,7 +150,10 @@ def save_side(directory: str | Path, weights: bytes, config: SideConfig) -> None
     """
     folder = Path(directory)
     config = dataclasses.replace(config, weights=hashlib.sha256(weights).hexdigest())
-    for name, data in ((WEIGHTS_FILE, weights), (CONFIG_FILE, config.to_json().encode())):
+    files = [(config.weights_file, weights), (CONFIG_FILE, config.to_json().encode())]
+    if config.spec.tail is not None:
+        files.insert(0, (ADAPTER_CONFIG, adapter_json(config.spec).encode()))
+    for name, data in files:
         try:
             with installed(folder / name) as file:
                 file.write_bytes(data)
@@ -173,7 +183,7 @@ def read_weights(directory: str | Path, config: SideConfig) -> bytes:
         ModelError: there are none, or they are damaged or those of another configuration.
 
     """
-    path = Path(directory) / WEIGHTS_FILE
+    path = Path(directory) / config.weights_file
     data = _read(path)
     seen = hashlib.sha256(data).hexdigest()
     if config.weights is not None and config.weights != seen:

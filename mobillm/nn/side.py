@@ -22,6 +22,7 @@ from .ladder import Ladder
 from .parallel import Parallel
 from .ragged import Ragged
 from .tap_norm import normalise_tap
+from .upper import FrozenLayers, UpperLayers
 
 __all__ = ["SideCache", "SideNetwork"]
 
@@ -30,23 +31,26 @@ SideCache = list[KeyValues]  # one entry per block of a ladder; empty for a para
 _ROWS = 256  # rows of logits held at once where only the best token is wanted
 
 
-def _trained_parts(
-    spec: SessionSpec, taps: int, source: MaskSource
-) -> tuple[Ladder | Parallel | None, PooledHead | None]:
-    """Make what is trained: the body, and the head where it is not the backbone's."""
+def _parts(
+    spec: SessionSpec, taps: int, source: MaskSource, tail: FrozenLayers | None
+) -> tuple[Ladder | Parallel | None, UpperLayers | None, PooledHead | None]:
+    """Make the body, the layers above the tap, and the head where it is not the backbone's."""
     width, side = spec.model.hidden_size, spec.side
     body: Ladder | Parallel | None = None
     if side.kind == "ladder":
         body = Ladder(width, taps, side, source)
     elif side.kind == "parallel":
         body = Parallel(width, taps, side, source)
-    return body, None if spec.task == "causal-lm" else PooledHead(width, spec.outputs)
+    upper = UpperLayers(spec, tail) if side.kind == "tail" else None
+    # The heads of transformers, which the weights of an adapter belong to, have no bias.
+    head = None if spec.task == "causal-lm" else PooledHead(width, spec.outputs, bias=upper is None)
+    return body, upper, head
 
 
 def _count(spec: SessionSpec, taps: int) -> int:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        parts = _trained_parts(spec, taps, MaskSource(spec.seed))
-    return sum(p.numel() for part in parts if part is not None for p in part.parameters())
+        parts = nn.ModuleList(p for p in _parts(spec, taps, MaskSource(spec.seed), None) if p is not None)
+    return sum(p.numel() for p in parts.parameters() if p.requires_grad)
 
 
 class SideNetwork(nn.Module):
@@ -56,11 +60,17 @@ class SideNetwork(nn.Module):
     tokens of all samples, one sample after the other, as ``lengths`` (``[B]`` int64) says. The
     backbone takes no part. The frozen LM head is neither trained nor saved.
 
+    Of the kind ``tail`` it is the backbone's upper layers, frozen, with LoRA in them.
+
     A causal-lm network starts as exactly the frozen model; the heads of the other tasks start at zero.
     """
 
-    def __init__(self, spec: SessionSpec, head: FrozenHead | None) -> None:
+    def __init__(self, spec: SessionSpec, head: FrozenHead | None, tail: FrozenLayers | None) -> None:
         super().__init__()
+        if (tail is not None) != (spec.side.kind == "tail"):
+            raise ModelError(
+                f"the kind {spec.side.kind!r} and the weights of upper layers do not go together"
+            )
         if (head is not None) != (spec.task == "causal-lm"):
             raise ModelError(f"the task {spec.task!r} {'needs an' if head is None else 'takes no'} LM head")
         if head is not None:
@@ -68,11 +78,13 @@ class SideNetwork(nn.Module):
         self.spec = spec
         self.frozen = head
         self._source = MaskSource(spec.seed)
-        self.body, self.head = _trained_parts(spec, len(spec.model.taps), self._source)
+        self.body, self.upper, self.head = _parts(spec, len(spec.model.taps), self._source, tail)
         self.dropout = Dropout(spec.side.dropout, self._source)
 
     @classmethod
-    def from_spec(cls, spec: SessionSpec, head: FrozenHead | None = None) -> Self:
+    def from_spec(
+        cls, spec: SessionSpec, head: FrozenHead | None = None, tail: FrozenLayers | None = None
+    ) -> Self:
         """Build the network of a session; the same spec gives the same weights.
 
         The process's random state is neither used nor changed.
@@ -80,15 +92,16 @@ class SideNetwork(nn.Module):
         Args:
             spec: the session.
             head: the backbone's norm and LM head for ``causal-lm``; None for the other tasks.
+            tail: the weights of the layers above the tap for ``tail``; None for the other kinds.
 
         Raises:
             ConfigError: a causal-lm session does not tap the last layer.
-            ModelError: the head is missing, superfluous or of another model.
+            ModelError: the head or the tail is missing, superfluous or of another model.
 
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
-            return cls(spec, head)
+            return cls(spec, head, tail)
 
     @staticmethod
     def count(spec: SessionSpec) -> int:
@@ -215,9 +228,16 @@ class SideNetwork(nn.Module):
             hidden = self.frozen.normalise(taps[-1]) + self.body.expand(stream)
             return self.frozen.logits(hidden), following
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return what is trained by name; for ``tail`` the names are those of a PEFT adapter."""
+        if self.upper is None or self.head is None:
+            return dict(self.named_parameters())
+        (score,) = self.head.parameters()
+        return dict(self.upper.trained()) | {"base_model.model.score.weight": score}
+
     def state_bytes(self) -> bytes:
         """Return the trained weights as safetensors; equal weights give equal bytes."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.named_parameters()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.trained().items()}
         return safetensors.torch.save(tensors)
 
     def load_bytes(self, data: bytes) -> None:
@@ -232,7 +252,7 @@ class SideNetwork(nn.Module):
             tensors = safetensors.torch.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise ModelError(f"the side network's weights cannot be read: {error}") from error
-        own = dict(self.named_parameters())
+        own = self.trained()
         for name in sorted(own.keys() | tensors.keys()):
             seen = list(tensors[name].shape) if name in tensors else "missing"
             expected = list(own[name].shape) if name in own else "no such tensor"
@@ -272,7 +292,10 @@ class SideNetwork(nn.Module):
     def _pooled(self, taps: Sequence[Tensor], layout: Ragged) -> Tensor:
         assert self.head is not None
         how = self.spec.side.pool
-        pooled = layout.pool(normalise_tap(taps[-1]), how)
+        if self.upper is not None:
+            pooled = layout.pool(self.upper(taps[-1], layout), how).float()
+        else:
+            pooled = layout.pool(normalise_tap(taps[-1]), how)
         if self.body is not None:
             # Expanding is linear, so pooling first costs B rows of full width, not N.
             pooled = pooled + self.body.expand(layout.pool(self._stream(taps, layout), how))

@@ -18,6 +18,7 @@ from .ending import close_text
 from .heads import FrozenHead, export_lm_head
 from .saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config, read_weights, save_side
 from .side import SideCache, SideNetwork
+from .tail import upper_weights
 from .tokens import MAX_LENGTH
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Prediction", "SideConfig", "SideTuned", "save_side"]
@@ -71,11 +72,12 @@ class SideTuned:
         config = read_config(directory)
         _check_fit(backbone, config.spec)
         weights = read_weights(directory, config)
-        network = SideNetwork.from_spec(config.spec, _head_of(backbone, config.spec))
+        tail = None if config.spec.tail is None else upper_weights(backbone, config.spec.model.taps[0])
+        network = SideNetwork.from_spec(config.spec, _head_of(backbone, config.spec), tail)
         try:
             network.load_bytes(weights)
         except ModelError as error:
-            path = Path(directory) / WEIGHTS_FILE
+            path = Path(directory) / config.weights_file
             raise ModelError(f"{path}: {error}; copy the whole directory again, or train again") from error
         return cls(backbone, network.to(backbone.device), config)
 

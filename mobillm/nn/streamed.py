@@ -115,6 +115,10 @@ class StreamedBackbone(Backbone):
         """Return a backbone on the same model with other taps."""
         return StreamedBackbone(self.model, self._tokenizer, name=self.name, taps=taps, store=self.store)
 
+    def layer_weights(self, number: int) -> dict[str, Tensor]:
+        """Read the weights of a layer, numbered from 0; they are the caller's."""
+        return super().layer_weights(number) if self.store is None else self.store.load(number)
+
     def forward_all(self, batches: Sequence[Sequence[Sequence[int]]], on_tap: OnBatchTap) -> None:
         """Do what :meth:`Backbone.forward_all` does; each layer is read once for all batches."""
         self._limit_depth()

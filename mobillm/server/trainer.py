@@ -21,6 +21,7 @@ from ..codec import unpack_torch
 from ..errors import ConfigError, StorageError
 from ..nn.heads import FrozenHead
 from ..nn.side import SideNetwork
+from ..nn.upper import FrozenLayers
 from ..protocol import LENGTHS, TARGETS
 from ..spec import OptimizerSpec, SessionSpec
 from .batch import Batch
@@ -123,10 +124,11 @@ class Trainer:
         self.steps = 0
         self.skipped = 0
         self.lr = 0.0
-        frozen = None if spec.head is None else FrozenHead.from_bytes(blobs[spec.head])
-        self.network = SideNetwork.from_spec(spec, frozen).to(self.device)
+        head = None if spec.head is None else FrozenHead.from_bytes(blobs[spec.head])
+        tail = None if spec.tail is None else FrozenLayers.from_blobs(spec.tail, blobs)
+        self.network = SideNetwork.from_spec(spec, head, tail).to(self.device)
         self._total = None if spec.batches is None else spec.batches * spec.epochs
-        self._parameters = dict(self.network.named_parameters())
+        self._parameters = self.network.trained()
         decay = [p for p in self._parameters.values() if p.ndim >= 2]
         plain = [p for p in self._parameters.values() if p.ndim < 2]
         groups = [

@@ -1,0 +1,212 @@
+"""The layers above a tap: frozen weights with LoRA beside them, samples side by side without padding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ModelError
+from ..spec import SessionSpec, TailSpec
+from .adapter import MODULES
+from .architectures import architecture_of
+from .lora import LoRALinear
+from .ragged import Ragged
+
+__all__ = ["FrozenLayers", "UpperLayers"]
+
+_ATTENTION = "mobillm_ragged"
+# Tokens of a batch from which on what a layer computes inside is not kept for the backward pass but computed
+# again: it takes some tens of KiB for each token and layer.
+_RECOMPUTE = 4096
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Ragged,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend inside each sample; query, key and value are ``[1, heads, N, size]``."""
+
+    # On a CPU the backward pass of attention is four times slower in bf16 than in fp32.
+    dtype = torch.float32 if query.requires_grad and query.device.type == "cpu" else query.dtype
+
+    def pad(values: Tensor) -> Tensor:
+        return layout.pad(values[0].transpose(0, 1).to(dtype)).transpose(1, 2)  # [B, heads, T, size]
+
+    # With the padding at the right no valid token sees it under a causal mask.
+    mixed = F.scaled_dot_product_attention(
+        pad(query),
+        pad(key),
+        pad(value),
+        is_causal=True,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return layout.unpad(mixed.transpose(1, 2))[None].to(query.dtype), None
+
+
+transformers.AttentionInterface.register(_ATTENTION, _attend)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenLayers:
+    """The weights of the layers above a tap.
+
+    Attributes:
+        layers: tensors of each layer, by their names in it.
+        ending: ``norm.weight`` of the final norm, and where the architecture has them ``norm.bias`` and
+            ``inv_freq`` [half of a head's size], the rotary frequencies.
+
+    """
+
+    layers: Sequence[Mapping[str, Tensor]]
+    ending: Mapping[str, Tensor]
+
+    @classmethod
+    def from_blobs(cls, tail: TailSpec, blobs: Mapping[str, bytes]) -> FrozenLayers:
+        """Read blobs as :class:`~mobillm.nn.tail.TailBlobs` writes them.
+
+        Args:
+            tail: names the blobs.
+            blobs: their contents, by SHA-256 in hex.
+
+        Raises:
+            ModelError: a blob is no safetensors file.
+
+        """
+        found: dict[str, dict[str, Tensor]] = {}
+        for digest in (*tail.layers, tail.ending):
+            try:
+                found[digest] = safetensors.torch.load(blobs[digest])
+            except (safetensors.SafetensorError, ValueError, KeyError) as error:
+                number = len(found) + 1
+                raise ModelError(f"blob {number} of the tail is no safetensors file: {error}") from error
+        return cls([found[digest] for digest in tail.layers], found[tail.ending])
+
+
+class UpperLayers(nn.Module):
+    """The layers above a tap with LoRA in them, then the final norm.
+
+    Frozen weights are used as they are given, not copied, and computing is in their type.
+
+    Args:
+        spec: a session of kind ``tail``.
+        frozen: the weights; None leaves them on the meta device, for counting.
+
+    Raises:
+        ModelError: a tensor is missing, unknown, or of another shape.
+
+    """
+
+    inv_freq: Tensor | None
+
+    def __init__(self, spec: SessionSpec, frozen: FrozenLayers | None) -> None:
+        super().__init__()
+        assert spec.tail is not None
+        self._first = spec.model.taps[0]
+        known = architecture_of(spec.tail)
+        config = known.config(spec, spec.tail)
+        config._attn_implementation = _ATTENTION
+        self._place = known.place
+        width = spec.model.hidden_size
+        with torch.device("meta"):
+            self.layers = nn.ModuleList(known.layer(config, n) for n in range(len(spec.tail.layers)))
+            self.norm = known.norm(width, spec.tail.eps)
+            rates = torch.empty(width // spec.tail.heads // 2) if known.rotary else None
+        self.register_buffer("inv_freq", rates)
+        self.requires_grad_(False)
+        if frozen is not None:
+            self._assign(frozen)
+        for layer in self.layers:
+            for name in MODULES[spec.tail.architecture]:
+                place = next(path for path, _ in layer.named_modules() if path.rpartition(".")[2] == name)
+                inside = layer.get_submodule(place.rpartition(".")[0])
+                setattr(inside, name, LoRALinear(getattr(inside, name), spec.side.rank))
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield each matrix of LoRA under the name that PEFT gives it."""
+        for number, layer in enumerate(self.layers, self._first):
+            for name, parameter in layer.named_parameters():
+                if parameter.requires_grad:
+                    yield f"base_model.model.model.{self._place}.{number}.{name}.weight", parameter
+
+    def forward(self, tap: Tensor, layout: Ragged) -> Tensor:
+        """Compute the final norm's output.
+
+        Args:
+            tap: ``[N, d]`` output of the layer below.
+            layout: which rows belong to which sample.
+
+        Returns:
+            ``[N, d]`` in the type of the weights.
+
+        """
+        hidden = tap.to(next(self.norm.parameters()).dtype)[None]
+        named: dict[str, Any] = {"layout": layout}
+        if self.inv_freq is not None:
+            named["position_embeddings"] = self._rotations(layout, hidden.dtype)
+        again = torch.is_grad_enabled() and layout.tokens > _RECOMPUTE
+        for layer in self.layers:
+            if again:
+                hidden = cast(
+                    Tensor,
+                    checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False, **named),
+                )
+            else:
+                hidden = layer(hidden, **named)
+        out: Tensor = self.norm(hidden[0])
+        return out
+
+    def _rotations(self, layout: Ragged, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of each token's position, ``[1, N, size]`` (RoPE, arXiv 2104.09864)."""
+        assert self.inv_freq is not None
+        starts = layout.starts.repeat_interleave(layout.lengths).to(self.inv_freq.device)
+        positions = torch.arange(layout.tokens, device=starts.device) - starts
+        angles = positions[:, None].float() * self.inv_freq.float()
+        angles = torch.cat((angles, angles), -1)[None]
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def _assign(self, frozen: FrozenLayers) -> None:
+        ending = dict(frozen.ending)
+        rates = ending.pop("inv_freq", None)
+        if (rates is None) != (self.inv_freq is None):
+            raise ModelError("the tail's ending has rotary frequencies where it should not, or lacks them")
+        if rates is not None and self.inv_freq is not None:
+            _check("inv_freq", rates, self.inv_freq)
+            self.inv_freq = rates
+        _assign(self.norm, {name.removeprefix("norm."): tensor for name, tensor in ending.items()}, "norm.")
+        for number, (layer, tensors) in enumerate(zip(self.layers, frozen.layers, strict=True), self._first):
+            _assign(layer, tensors, f"layer {number + 1}: ")
+
+
+def _assign(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Put tensors in the place of a module's parameters."""
+    own = dict(module.named_parameters())
+    lacking, unknown = sorted(own.keys() - tensors.keys()), len(tensors.keys() - own.keys())
+    if lacking or unknown:
+        raise ModelError(f"{where}the tail's weights lack {lacking} and have {unknown} tensors too many")
+    for name, parameter in own.items():
+        _check(where + name, tensors[name], parameter)
+        place, _, leaf = name.rpartition(".")
+        module.get_submodule(place)._parameters[leaf] = nn.Parameter(tensors[name], requires_grad=False)
+
+
+def _check(name: str, tensor: Tensor, expected: Tensor) -> None:
+    if tensor.shape != expected.shape or not tensor.is_floating_point():
+        seen = f"{tensor.dtype} {list(tensor.shape)}"
+        raise ModelError(f"{name} is {seen} in the tail's weights, expected {list(expected.shape)}")

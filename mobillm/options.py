@@ -68,7 +68,7 @@ class Limits:
         sessions: sessions of one tenant that are attached or not finished, a count.
         stored: activations of one tenant on the server's disk.
         parameters: of the largest side network that the server trains, a count; each takes about 20 bytes
-            of memory in training.
+            of memory in training. Frozen ones in the layers above a tap count a tenth.
         memory: packed bytes of all sessions of a server that wait for training, credit included; at least
             a frame for each attached session, beyond which attaching is refused for a while.
         steps: optimizer steps a minute of all sessions of one tenant, a count; 0 bounds nothing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -12,11 +12,12 @@ import pytest
 from mobillm.errors import ConfigError
 from mobillm.formats import Format
 from mobillm.protocol import FrameBuffer, Open, decode_message
-from mobillm.spec import CodecSpec, ModelSpec, OptimizerSpec, SessionSpec, SideSpec
+from mobillm.spec import CodecSpec, ModelSpec, OptimizerSpec, SessionSpec, SideSpec, TailSpec
 from tests.helpers import make_spec, wire_bytes
 
 DIGEST = "0123456789abcdef" * 4
-Record = ModelSpec | SideSpec | OptimizerSpec | CodecSpec | SessionSpec
+OTHER = "f" * 64
+Record = ModelSpec | SideSpec | OptimizerSpec | CodecSpec | SessionSpec | TailSpec
 
 
 def causal() -> SessionSpec:
@@ -37,7 +38,23 @@ def causal() -> SessionSpec:
     )
 
 
-@pytest.mark.parametrize("spec", [make_spec(), causal()], ids=["defaults", "all"])
+def tail(**changes: Any) -> SessionSpec:
+    """Return a spec of kind ``tail``: the upper two of four layers."""
+    layers = TailSpec(
+        architecture="llama",
+        intermediate_size=24,
+        heads=4,
+        kv_heads=2,
+        eps=1e-5,
+        layers=(DIGEST, OTHER),
+        ending=DIGEST[::-1],
+    )
+    model = ModelSpec(name="m", hidden_size=16, layers=4, taps=(2,))
+    settings: dict[str, Any] = {"model": model, "side": SideSpec(kind="tail", rank=4), "tail": layers}
+    return dataclasses.replace(make_spec(), **(settings | changes))
+
+
+@pytest.mark.parametrize("spec", [make_spec(), causal(), tail()], ids=["defaults", "all", "tail"])
 def test_round_trip(spec: SessionSpec) -> None:
     """A spec survives msgpack, and the map of an OPEN frame."""
     assert SessionSpec.from_map(msgpack.unpackb(msgpack.packb(spec.to_map()))) == spec
@@ -52,6 +69,20 @@ def test_largest_spec_fits_into_a_frame() -> None:
     model = ModelSpec(name="n" * 128, hidden_size=65536, layers=1024, taps=tuple(range(25, 1025)))
     spec = dataclasses.replace(causal(), model=model)
     assert Open(stream=1, spec=spec.to_map()).frame_size() < 4096
+    model = ModelSpec(name="n" * 64, hidden_size=65536, layers=1024, taps=(976,))
+    layers = dataclasses.replace(
+        TAIL, intermediate_size=1 << 18, layers=tuple(f"{number:064}" for number in range(48))
+    )
+    spec = tail(model=model, tail=layers, batches=10**6, seed=2**63 - 1)
+    assert Open(stream=1, spec=spec.to_map()).frame_size() < 4096
+
+
+def test_blobs_of_a_session() -> None:
+    """The head, or the layers above the tap and what follows them, each once."""
+    assert make_spec().blobs == ()
+    assert causal().blobs == (DIGEST,)
+    assert tail().blobs == (DIGEST, OTHER, DIGEST[::-1])
+    assert tail(tail=dataclasses.replace(TAIL, layers=(OTHER, OTHER), ending=OTHER)).blobs == (OTHER,)
 
 
 def test_optional_fields_have_defaults() -> None:
@@ -108,6 +139,7 @@ def test_a_spec_is_a_map(values: object) -> None:
         ("model.taps", 1),
         ("model.taps", [1, "2"]),
         ("model.taps", [True]),
+        ("tail", "x"),
         ("side.causal", 0),
         ("side.dropout", "0.1"),
         ("optimizer.lr", True),
@@ -144,17 +176,20 @@ MODEL = ModelSpec(name="m", hidden_size=8, layers=4, taps=(1, 4))
 CLASSIFICATION = make_spec()
 PER_TOKEN = dataclasses.replace(CLASSIFICATION, side=SideSpec(kind="parallel"))
 LAST = dataclasses.replace(PER_TOKEN, tokens="last")
+TAIL = cast(TailSpec, tail().tail)
+OPT = dataclasses.replace(TAIL, architecture="opt", kv_heads=4)
 CONSTANT = OptimizerSpec(schedule="constant")
 CASES: list[tuple[Record, str, list[Any], list[Any]]] = [
     (MODEL, "name", ["", "x" * 128], ["x" * 129]),
     (MODEL, "hidden_size", [1, 65536], [0, 65537]),
     (MODEL, "layers", [4, 1024], [0, 3, 1025]),
     (MODEL, "taps", [(0,), (4,), (0, 1, 2, 3, 4)], [(), (5,), (-1,), (1, 1), (2, 1)]),
-    (SideSpec(), "kind", ["ladder", "parallel", "head"], ["lora", ""]),
+    (SideSpec(), "kind", ["ladder", "parallel", "head", "tail"], ["lora", ""]),
     (SideSpec(heads=1), "width", [1, 65536], [0, 65537]),
     (SideSpec(width=96), "heads", [1, 2, 96], [0, 5, 97, 192]),
     (SideSpec(), "dropout", [0.0, 0.999], [-0.1, 1.0, math.nan]),
     (SideSpec(), "causal", [True, False], []),
+    (SideSpec(), "rank", [1, 1024], [0, 1025]),
     (SideSpec(), "pool", ["last", "first", "mean"], ["max"]),
     (OptimizerSpec(), "lr", [1e-9, 10.0], [0.0, -1.0, 10.1, math.nan, math.inf]),
     (OptimizerSpec(), "weight_decay", [0.0, 10.0], [-0.1, 10.1, math.nan]),
@@ -178,6 +213,7 @@ CASES: list[tuple[Record, str, list[Any], list[Any]]] = [
     (CLASSIFICATION, "optimizer", [CONSTANT], [OptimizerSpec(), OptimizerSpec(schedule="linear")]),
     (PER_TOKEN, "tokens", ["all", "last"], ["loss", "first", ""]),
     (CLASSIFICATION, "tokens", ["all"], ["last"]),  # a ladder attends to the tokens left out
+    (tail(), "tokens", ["all"], ["last"]),
     (LAST, "side", [SideSpec(kind="head")], [SideSpec(kind="head", pool="mean"), SideSpec()]),
     (causal(), "tokens", ["all", "loss"], ["last"]),
     (causal(), "head", [DIGEST], [None, DIGEST[1:], DIGEST.upper(), "g" * 64]),
@@ -185,6 +221,20 @@ CASES: list[tuple[Record, str, list[Any], list[Any]]] = [
      [SideSpec(causal=False), SideSpec(kind="head")]),
     (causal(), "outputs", [1, 1 << 22], [0]),
     (dataclasses.replace(CLASSIFICATION, task="regression", outputs=1), "outputs", [1], [0, 2]),
+    (TAIL, "architecture", ["llama", "qwen2", "opt"], ["gpt2", "Llama", "x" * 100]),
+    (TAIL, "intermediate_size", [1, 1 << 18], [0, (1 << 18) + 1]),
+    (TAIL, "heads", [2, 4, 1024], [0, 3, 1026]),
+    (TAIL, "kv_heads", [1, 2, 4], [0, 3, 8]),
+    (TAIL, "eps", [1e-12, 0.1], [0.0, 1.0, math.nan]),
+    (TAIL, "layers", [(DIGEST,), (DIGEST,) * 48], [(), (DIGEST,) * 49, ("x",), (DIGEST, "")]),
+    (TAIL, "ending", [DIGEST], ["", DIGEST.upper(), DIGEST[1:]]),
+    (CLASSIFICATION, "tail", [None], [TAIL]),
+    (tail(), "tail", [TAIL, OPT],
+     [None, dataclasses.replace(TAIL, layers=(DIGEST,)), dataclasses.replace(TAIL, heads=16),
+      dataclasses.replace(OPT, kv_heads=2)]),
+    (tail(), "side", [SideSpec(kind="tail")],
+     [SideSpec(), SideSpec(kind="tail", pool="mean"), SideSpec(kind="tail", causal=False)]),
+    (tail(), "task", ["classification"], ["causal-lm"]),
 ]  # fmt: skip
 
 
@@ -235,7 +285,7 @@ def test_constructors_check_types(record: Record, changes: dict[str, Any]) -> No
 def test_every_field_has_a_case() -> None:
     """No field is added without its bounds."""
     tested = {(type(record), field) for record, field, _, _ in CASES}
-    for cls in (ModelSpec, SideSpec, OptimizerSpec, CodecSpec, SessionSpec):
+    for cls in (ModelSpec, SideSpec, OptimizerSpec, CodecSpec, SessionSpec, TailSpec):
         untested = {f.name for f in dataclasses.fields(cls) if (cls, f.name) not in tested}
         assert untested <= {"model", "codec"}
 

@@ -50,7 +50,7 @@ def _parts(
 def _count(spec: SessionSpec, taps: int) -> int:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         parts = nn.ModuleList(p for p in _parts(spec, taps, MaskSource(spec.seed), None) if p is not None)
-    return sum(p.numel() for p in parts.parameters() if p.requires_grad)
+    return sum(p.numel() if p.requires_grad else p.numel() // 10 for p in parts.parameters())
 
 
 class SideNetwork(nn.Module):
@@ -105,7 +105,10 @@ class SideNetwork(nn.Module):
 
     @staticmethod
     def count(spec: SessionSpec) -> int:
-        """Return how many parameters the network of a session would have; no memory is taken for them."""
+        """Return how many parameters the network of a session would have; no memory is taken for them.
+
+        Frozen ones of a ``tail``, which need no gradients and no moments, count a tenth.
+        """
         # Each tap adds the same modules, so a thousand taps take no longer than two.
         one, two = _count(spec, 1), _count(spec, 2)
         return one + (len(spec.model.taps) - 1) * (two - one)

@@ -41,7 +41,6 @@ def _attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend inside each sample; query, key and value are ``[1, heads, N, size]``."""
-
     # On a CPU the backward pass of attention is four times slower in bf16 than in fp32.
     dtype = torch.float32 if query.requires_grad and query.device.type == "cpu" else query.dtype
 
@@ -91,11 +90,15 @@ class FrozenLayers:
         """
         found: dict[str, dict[str, Tensor]] = {}
         for digest in (*tail.layers, tail.ending):
+            number = len(found) + 1
             try:
                 found[digest] = safetensors.torch.load(blobs[digest])
             except (safetensors.SafetensorError, ValueError, KeyError) as error:
-                number = len(found) + 1
                 raise ModelError(f"blob {number} of the tail is no safetensors file: {error}") from error
+            for name, tensor in found[digest].items():
+                expected = torch.float32 if name == "inv_freq" else torch.bfloat16
+                if tensor.dtype != expected:
+                    raise ModelError(f"blob {number} of the tail holds {tensor.dtype}, expected {expected}")
         return cls([found[digest] for digest in tail.layers], found[tail.ending])
 
 
@@ -207,6 +210,5 @@ def _assign(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> Non
 
 
 def _check(name: str, tensor: Tensor, expected: Tensor) -> None:
-    if tensor.shape != expected.shape or not tensor.is_floating_point():
-        seen = f"{tensor.dtype} {list(tensor.shape)}"
-        raise ModelError(f"{name} is {seen} in the tail's weights, expected {list(expected.shape)}")
+    if tensor.shape != expected.shape:
+        raise ModelError(f"{name} is {list(tensor.shape)} in the tail's weights, not {list(expected.shape)}")

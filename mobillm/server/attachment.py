@@ -32,7 +32,7 @@ from ..protocol import (
 )
 from ..transport import Connection
 from .batch import BatchBuilder
-from .blobs import BlobStore, BlobUpload
+from .blobs import BlobStore, BlobUpload, check_total
 from .memory import Memory
 from .meter import Meter
 from .observer import Observer
@@ -242,6 +242,7 @@ class Attachment(Observer):
             # Another device may have stored it meanwhile; this one was told to send it all the same.
             if message.digest.hex() not in self.session.spec.blobs:
                 raise ConfigError("BLOB.digest", "another one", "a digest that the spec names")
+            check_total(self.session.spec, message.total)
             self._upload = await workers.write(BlobUpload, self._blobs, message)
         if await workers.write(self._upload.add, message):
             self._upload = None

@@ -10,10 +10,29 @@ from collections.abc import Iterable
 
 from ..errors import ConfigError, StorageError
 from ..protocol import Blob
+from ..spec import SessionSpec
 from .files import sync_directory
 from .registry import Registry
 
-__all__ = ["BlobReader", "BlobStore", "BlobUpload"]
+__all__ = ["BlobReader", "BlobStore", "BlobUpload", "check_total"]
+
+HEADER = 1 << 16  # bytes of a safetensors header of a few dozen tensors, and more
+
+
+def check_total(spec: SessionSpec, total: int) -> None:
+    """Check the length of a blob before any of it is stored: that of a tail's layer follows from the spec.
+
+    Raises:
+        ConfigError: it is longer than any blob of the session needs to be.
+
+    """
+    if spec.tail is None:
+        return
+    width, inner = spec.model.hidden_size, spec.tail.intermediate_size
+    values = 2 * width * (width + width // spec.tail.heads * spec.tail.kv_heads) + 3 * width * inner
+    most = 2 * (values + 16 * (width + inner)) + HEADER  # matrices; biases and norms
+    if total > most:
+        raise ConfigError("BLOB.total", total, f"at most {most}, for the layers of tail")
 
 
 class BlobReader:

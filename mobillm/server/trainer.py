@@ -57,7 +57,8 @@ def check_size(spec: SessionSpec, limit: int) -> None:
     """
     count = SideNetwork.count(spec)
     if count > limit:
-        expected = f"at most {limit} on this server; choose a smaller side.width, fewer taps or fewer outputs"
+        smaller = "a smaller side.width, fewer taps or fewer outputs" if spec.tail is None else "a higher tap"
+        expected = f"at most {limit} on this server; choose {smaller}"
         raise ConfigError("the side network's number of parameters", count, expected)
 
 

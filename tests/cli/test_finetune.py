@@ -198,3 +198,40 @@ def test_bad_surroundings(
     assert "--taps is '2,9'; expected layer numbers from 0 (the embedding's output) to 3" in text
     (tmp_path / "file").write_text("")
     assert "choose another path" in fails(capsys, *arguments, "--out", str(tmp_path / "file"))
+
+
+def test_tail(
+    model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LoRA above the tap is trained with the layers on the disk; the next command evaluates it."""
+    access = ["--server", server.address, "--token-file", str(server.token_file)]
+    training = ["--data", data, "--heldout", data, "--epochs", "8", "--batch-size", "4", "--lr", "0.02"]
+    kind = ["--side-kind", "tail", "--side-rank", "4"]
+    out = str(tmp_path / "lora")
+    assert main(["finetune", "--model", model, *training, *access, *kind, "--out", out]) == 0
+    shown = capsys.readouterr().out
+    assert "after layers 1 of 3" in shown
+    assert (tmp_path / "lora" / "adapter_config.json").exists()
+    following = shown.splitlines()[-1].removeprefix("next: ")
+    assert main([*shlex.split(following)[1:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] > 0.9
+    again = ["finetune", "--model", model, *training, *access, "--out", out]
+    assert "holds a side network already" in fails(capsys, *again)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--side-rank", "4"], "--side-rank is 4; expected to be given with --side-kind tail only"),
+        (
+            ["--side-kind", "tail", "--task", "causal-lm"],
+            "expected ladder or parallel for --task",
+        ),
+    ],
+)
+def test_tail_options(
+    options: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What does not go together is refused before anything is loaded."""
+    arguments = ["finetune", "--model", "none", "--data", "none", "--out", str(tmp_path / "x"), *options]
+    assert text in fails(capsys, *arguments, status=2)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import dataclasses
 import json
 import pathlib
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 
 from mobillm.device.dataset import Example
 from mobillm.device.finetune import finetune, finetune_async
-from mobillm.device.progress import Progress
+from mobillm.device.progress import Progress, Report
 from mobillm.errors import ConfigError, ConnectionClosed, DataError
-from mobillm.formats import Format
+from mobillm.formats import Format, row_size
 from mobillm.nn.backbone import Backbone
+from mobillm.nn.models import resolve_model
 from mobillm.nn.sidetuned import SideTuned
+from mobillm.nn.streamed import StreamedBackbone
 from mobillm.protocol import FrameType, Message, decode_message
 from mobillm.protocol.frames import FrameBuffer
 from mobillm.spec import OptimizerSpec, SideSpec
@@ -367,3 +374,79 @@ def test_killed_device_goes_on(server: str, backbone: Backbone, tmp_path: pathli
     assert not (tmp_path / "broken" / "session.json").exists()
     name = "side_model.safetensors"
     assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+TAIL = SideSpec(kind="tail", rank=4, dropout=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks transformers
+def test_tail_in_two_processes(server: str, backbone: Backbone, tmp_path: pathlib.Path) -> None:
+    """LoRA is learnt from one tap; layers are sent once; PEFT predicts what our own predict does."""
+    texts: list[str] = []
+
+    def run(name: str) -> Report:
+        return finetune(
+            backbone.with_taps([1]),
+            examples(256),
+            server=server,
+            token=TOKEN,
+            labels=["low", "high"],
+            heldout=examples(32, seed=1),
+            side=TAIL,
+            optimizer=OptimizerSpec(lr=2e-2),
+            epochs=6,
+            batch_size=16,
+            output=tmp_path / name,
+            on_start=texts.append,
+        )
+
+    first, second = run("one"), run("two")
+    assert first.evaluation is not None
+    assert first.evaluation["accuracy"] > 0.8
+    assert second.bytes_sent < first.bytes_sent - 6000
+    assert "the model's 2 layers above (public weights, 0.0 MB)" in texts[0]
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == ["adapter_config.json", "adapter_model.safetensors", "side_config.json"]
+    for file in files[:2]:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    data = [example.text for example in examples(64, seed=2)]
+    ours = [p.scores for p in SideTuned.from_pretrained(backbone, tmp_path / "one").predict(data)]
+    whole: Any = backbone.model
+    kind: Any = transformers.AutoModelForSequenceClassification
+    config = copy.deepcopy(whole.config)
+    config.num_labels = 2
+    classifier = kind.from_config(config)
+    classifier.model.load_state_dict(whole.model.state_dict())
+    model = peft.PeftModel.from_pretrained(classifier, str(tmp_path / "one")).eval()
+    for text, scores in zip(data, ours, strict=True):
+        (ids,) = backbone.tokenize([text], 128)
+        with torch.no_grad():
+            theirs = model(input_ids=torch.tensor([ids])).logits[0].softmax(-1)
+        torch.testing.assert_close(torch.tensor(scores), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_tail_on_a_real_model(server: str, tmp_path: pathlib.Path) -> None:
+    """With SmolLM2's layers on the disk, what comes back predicts; a token takes at most 350 bytes."""
+    backbone = StreamedBackbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16", taps="third")
+    data = [Example("what a lovely day it was", target=1), Example("never again this awful place", target=0)]
+    start: list[int] = []
+    report = finetune(
+        backbone,
+        data * 4,
+        server=server,
+        token=TOKEN,
+        labels=["bad", "good"],
+        side=SideSpec(kind="tail"),
+        epochs=2,
+        batch_size=8,
+        output=tmp_path / "side",
+        on_progress=lambda progress: start.append(progress.samples),
+    )
+    assert (report.steps, start[-1]) == (2, 8)
+    assert report.bytes_sent > 20 * 7_000_000
+    packed = row_size(Format.ASYM4, 64, backbone.hidden_size)
+    assert packed <= 350
+    assert backbone.store is not None
+    assert backbone.store.reads <= 11  # ten layers, and the first one again
+    found = SideTuned.from_pretrained(backbone, tmp_path / "side").predict([data[0].text])
+    assert found[0].label in ("bad", "good")

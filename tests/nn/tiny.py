@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.heads import FrozenHead, export_lm_head
+from mobillm.nn.tail import TailBlobs
 from mobillm.spec import ModelSpec, OptimizerSpec, SessionSpec, SideSpec
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "language_session",
     "session",
     "sink_taps",
+    "tail_session",
     "tiny_model",
     "tiny_tokenizer",
 ]
@@ -158,3 +160,17 @@ def language_session(model: nn.Module, **side: Any) -> tuple[SessionSpec, Frozen
     data = export_lm_head(model)
     spec = session("causal-lm", VOCABULARY, hashlib.sha256(data).hexdigest(), **side)
     return spec, FrozenHead.from_bytes(data)
+
+
+def tail_session(backbone: Backbone, **changes: Any) -> tuple[SessionSpec, dict[str, bytes]]:
+    """Return a session of kind ``tail`` for a tiny decoder with one tap, and its blobs by SHA-256."""
+    tail = TailBlobs(backbone)
+    settings: dict[str, Any] = {
+        "task": "classification",
+        "outputs": 2,
+        "model": backbone.model_spec(),
+        "side": SideSpec(kind="tail", rank=4, dropout=0.0),
+        "optimizer": OptimizerSpec(lr=1e-2, schedule="constant"),
+        "tail": tail.spec,
+    }
+    return SessionSpec(**(settings | changes)), {hashlib.sha256(blob).hexdigest(): blob for blob in tail}

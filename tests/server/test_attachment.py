@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import pathlib
 import types
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from mobillm.errors import ErrorCode
+from mobillm.nn.backbone import Backbone
 from mobillm.options import Limits
 from mobillm.protocol import (
     Abort,
@@ -32,6 +34,7 @@ from mobillm.protocol import (
     Open,
     Opened,
     Pull,
+    Stored,
     Weights,
 )
 from mobillm.server.attachment import Attachment
@@ -49,6 +52,7 @@ from mobillm.spec import SessionSpec
 from mobillm.transport import Connection, Server
 from mobillm.transport import connect as connect_transport
 from tests.conftest import Run
+from tests.nn.tiny import tail_session, tiny_model, tiny_tokenizer
 from tests.sessions import QUICK, TOKEN, arrays, device, new_store, packed, serving, spec
 
 M = TypeVar("M", bound=Message)
@@ -376,6 +380,44 @@ def test_blobs_that_nobody_asked_for(run_once: Run, tmp_path: pathlib.Path) -> N
             error = await near.expect(Error)
             assert error.code == ErrorCode.SCHEMA_MISMATCH
             assert "is no safetensors file" in error.text
+
+    run_once(main())
+
+
+def test_blobs_of_a_tail(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """[O-5] [W-19] [W-21] Each layer is asked for once; one that does not fit, or is too long, is refused."""
+    backbone = Backbone.from_model(tiny_model("llama"), tiny_tokenizer(), name="tiny", taps=[1])
+    what, blobs = tail_session(backbone)
+    wrong = b"no layer at all" * 10
+    assert what.tail is not None
+    digests = (hashlib.sha256(wrong).hexdigest(), what.tail.layers[1])
+    spoilt = dataclasses.replace(what, tail=dataclasses.replace(what.tail, layers=digests))
+
+    async def send(near: Wire, content: bytes) -> None:
+        digest = hashlib.sha256(content).digest()
+        blob = Blob(stream=1, digest=digest, total=len(content), offset=0, payload=content)
+        await near.connection.send(blob)
+
+    async def main() -> None:
+        async with wire(tmp_path) as near:
+            assert (await near.open(what)).missing == tuple(map(bytes.fromhex, what.blobs))
+            for content in blobs.values():
+                await send(near, content)
+                await near.expect(Stored)
+            assert (await near.expect(Ack)).received == 0
+        async with wire(tmp_path) as near:
+            assert (await near.open(spoilt)).missing == (hashlib.sha256(wrong).digest(),)
+            await send(near, wrong)
+            error = await near.expect(Error)
+            assert error.code == ErrorCode.SCHEMA_MISMATCH
+            assert "blob 1 of the tail is no safetensors file" in error.text
+        async with wire(tmp_path) as near:
+            long = bytes(70_000 + 6 * 16 * 24)
+            first = hashlib.sha256(long).hexdigest()
+            tail = dataclasses.replace(what.tail, layers=(first, what.tail.layers[1]))
+            await near.open(dataclasses.replace(what, tail=tail))
+            await send(near, long)
+            assert "BLOB.total" in (await near.expect(Error)).text
 
     run_once(main())
 

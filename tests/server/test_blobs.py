@@ -9,9 +9,13 @@ import pathlib
 import pytest
 
 from mobillm.errors import ConfigError, StorageError
+from mobillm.nn.backbone import Backbone
 from mobillm.protocol import Blob
-from mobillm.server.blobs import BlobStore, BlobUpload
+from mobillm.server.blobs import BlobStore, BlobUpload, check_total
 from mobillm.server.registry import Registry
+from mobillm.spec import ARCHITECTURES
+from tests.helpers import make_spec
+from tests.nn.tiny import tail_session, tiny_model
 
 DATA = bytes(range(256)) * 4
 DIGEST = hashlib.sha256(DATA).digest()
@@ -78,3 +82,17 @@ def test_broken_off_uploads_are_deleted(tmp_path: pathlib.Path, registry: Regist
     assert len(os.listdir(tmp_path)) == 1
     BlobStore(tmp_path, registry)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_length_of_a_layer(architecture: str) -> None:
+    """[W-21] A layer fits, and so does what follows the layers; a blob of twice the size does not."""
+    backbone = Backbone.from_model(tiny_model(architecture), name="tiny", taps=[1])
+    spec, blobs = tail_session(backbone)
+    for blob in blobs.values():
+        check_total(spec, len(blob))
+    most = 4 * 16 * (16 + 8 * (2 if architecture == "opt" else 1)) + 6 * 16 * 24 + 32 * (16 + 24) + 65536
+    check_total(spec, most)
+    with pytest.raises(ConfigError, match=rf"BLOB\.total is {most + 1}; expected at most {most}"):
+        check_total(spec, most + 1)
+    check_total(make_spec(), 1 << 40)

@@ -9,14 +9,18 @@ import warnings
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
+from mobillm.device.packing import pack_batch
 from mobillm.errors import ConfigError, StorageError
+from mobillm.nn.backbone import Backbone
 from mobillm.nn.side import SideNetwork
 from mobillm.server.batch import Batch
 from mobillm.server.trainer import Trainer, check_size, learning_rate, warm_up
-from mobillm.spec import CodecSpec, OptimizerSpec
-from tests.sessions import packed, spec
+from mobillm.spec import CodecSpec, ModelSpec, OptimizerSpec, SessionSpec, SideSpec
+from tests.nn.tiny import collect, tail_session, tiny_model, tiny_tokenizer
+from tests.sessions import as_batch, packed, spec
 
 
 def rates(schedule: str, warmup: float, total: int) -> list[float]:
@@ -158,3 +162,50 @@ def test_warm_up_leaves_what_is_loaded_to_itself() -> None:
     assert any(one is kept for one in gc.get_objects())
     warm_up()
     assert not any(one is kept for one in gc.get_objects())
+
+
+def _tail(tap: int = 1) -> tuple[SessionSpec, dict[str, bytes], list[Batch]]:
+    backbone = Backbone.from_model(tiny_model("llama"), tiny_tokenizer(), name="tiny", taps=[tap])
+    what, blobs = tail_session(backbone, batches=6, side=SideSpec(kind="tail", rank=4, dropout=0.1))
+    batches = []
+    for seq in range(1, 7):
+        samples = [[3 + (seq * number) % 30, 4 + number, 5 + seq] for number in range(8)]
+        tensors = pack_batch(what, [t.numpy() for t in collect(backbone, samples)], [3] * 8, [0, 1] * 4)
+        batches.append(as_batch(tensors, seq, 8))
+    return what, blobs, batches
+
+
+def test_a_tail_is_restored_bit_for_bit() -> None:
+    """LoRA goes on as if nothing had happened; a checkpoint holds nothing that is frozen."""
+    what, blobs, batches = _tail()
+    whole, first, second = (Trainer(what, blobs) for _ in range(3))
+    losses = [whole.step(batch) for batch in batches]
+    assert losses[-1] != losses[0]
+    for batch in batches[:3]:
+        first.step(batch)
+    state = first.save({})
+    second.load(state)
+    for batch in batches[3:]:
+        second.step(batch)
+    assert second.weights() == whole.weights()
+    assert second.save({}) == whole.save({})
+    names = set(safetensors.torch.load(whole.weights()))
+    assert all(".lora_A." in name or ".lora_B." in name or ".score." in name for name in names)
+    assert len(names) == 2 * 2 * 7 + 1
+    held = safetensors.torch.load(state)
+    assert {name.partition(".")[2] for name in held} == names
+    assert second.evaluate(batches) == whole.evaluate(batches)
+
+
+def test_frozen_layers_count_a_tenth() -> None:
+    """The layers above the tap are bounded, too, before their blobs are asked for."""
+    what, _, _ = _tail(0)
+    count = SideNetwork.count(what)
+    check_size(what, count)
+    with pytest.raises(ConfigError, match="choose a higher tap"):
+        check_size(what, count - 1)
+    assert what.tail is not None
+    model = ModelSpec(name="huge", hidden_size=65536, layers=48, taps=(0,))
+    huge = dataclasses.replace(what.tail, intermediate_size=1 << 18, layers=("0" * 64,) * 48)
+    with pytest.raises(ConfigError, match="a higher tap"):
+        check_size(dataclasses.replace(what, model=model, tail=huge), 1 << 30)

@@ -1,0 +1,51 @@
+"""Tests of LoRA beside a frozen linear layer; PEFT is the oracle."""
+
+from __future__ import annotations
+
+import peft
+import torch
+from torch import nn
+
+from mobillm.nn.adapter import SCALE
+from mobillm.nn.lora import LoRALinear
+
+
+def test_it_starts_as_the_frozen_layer() -> None:
+    """Nothing is added at first; only the two matrices are trained, from the first step on."""
+    frozen = nn.Linear(6, 5).requires_grad_(False)
+    layer = LoRALinear(frozen, 3)
+    values = torch.randn(7, 6)
+    assert torch.equal(layer(values), frozen(values))
+    layer(values).sum().backward()
+    assert layer.lora_B.grad is not None
+    assert layer.lora_B.grad.abs().sum() > 0
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+
+
+def test_it_computes_what_peft_computes() -> None:
+    """The same matrices give the same output, and A is drawn from the same range."""
+    model = nn.Sequential(nn.Linear(6, 5))
+    config = peft.LoraConfig(r=3, lora_alpha=int(3 * SCALE), target_modules=["0"])
+    wrapped = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+    theirs = wrapped.base_model.model[0]
+    layer = LoRALinear(theirs.base_layer, 3)
+    largest = [
+        float(matrix.detach().abs().max()) for matrix in (layer.lora_A, theirs.lora_A["default"].weight)
+    ]
+    assert all(0.2 < value <= 6**-0.5 for value in largest)
+    with torch.no_grad():
+        layer.lora_B.normal_()
+        theirs.lora_A["default"].weight.copy_(layer.lora_A)
+        theirs.lora_B["default"].weight.copy_(layer.lora_B)
+    values = torch.randn(7, 6)
+    torch.testing.assert_close(layer(values), theirs(values))
+
+
+def test_types() -> None:
+    """Computing is in the type of what comes in; the matrices and their gradients are fp32."""
+    layer = LoRALinear(nn.Linear(6, 5).bfloat16().requires_grad_(False), 3)
+    out = layer(torch.randn(7, 6, dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert layer.lora_B.grad is not None
+    assert layer.lora_B.grad.dtype == torch.float32

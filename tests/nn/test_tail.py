@@ -1,0 +1,80 @@
+"""Tests of what a device says and sends of the layers above its tap."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from mobillm.errors import ModelError
+from mobillm.nn.backbone import Backbone
+from mobillm.nn.checkpoint import Checkpoint
+from mobillm.nn.streamed import StreamedBackbone
+from mobillm.nn.tail import TailBlobs, upper_weights
+from mobillm.spec import ARCHITECTURES
+from tests.nn.tiny import SAMPLES, collect, tiny_model, tiny_tokenizer
+
+
+def saved(folder: Path, architecture: str) -> Path:
+    """Save a tiny model with its tokenizer and return the directory."""
+    model: Any = tiny_model(architecture)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blobs_do_not_depend_on_who_makes_them(architecture: str, tmp_path: Path) -> None:
+    """A resident backbone, a streamed one, and one with another tap name the same layers alike."""
+    directory = saved(tmp_path, architecture)
+    whole = TailBlobs(Backbone.from_pretrained(directory, taps=[1]))
+    streamed = TailBlobs(StreamedBackbone.from_pretrained(directory, taps=[1]))
+    higher = TailBlobs(StreamedBackbone.from_pretrained(directory, taps=[2]))
+    assert list(whole) == list(streamed)
+    assert whole.spec == streamed.spec
+    assert higher.spec.layers == whole.spec.layers[1:]
+    assert higher.spec.ending == whole.spec.ending
+    digests = [hashlib.sha256(blob).hexdigest() for blob in streamed]
+    assert digests == [*whole.spec.layers, whole.spec.ending]
+    assert streamed.size == sum(map(len, whole))
+
+
+def test_layers_above_the_tap_are_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward pass reads the layers below the tap alone; a blob's layer is read for it and dropped."""
+    backbone = StreamedBackbone.from_pretrained(saved(tmp_path, "llama"), taps=[1])
+    names: list[str] = []
+    original = Checkpoint.read
+
+    def read(self: Checkpoint, name: str, target: Tensor) -> None:
+        names.append(name)
+        original(self, name, target)
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+    for _ in range(2):
+        collect(backbone, SAMPLES)
+    assert names
+    assert all(name.startswith("model.layers.0.") for name in names)
+    names.clear()
+    next(iter(TailBlobs(backbone)))
+    layers = {name.split(".")[2] for name in names}
+    assert layers == {"1", "2"}
+
+
+def test_taps_that_leave_nothing_to_train(tmp_path: Path) -> None:
+    """Several taps, or the last layer's, are refused with one that would do."""
+    for taps in ([1, 2], [3]):
+        backbone = Backbone.from_model(tiny_model("llama"), name="tiny", taps=taps)
+        with pytest.raises(ModelError, match=r"one tap below layer 3, .* --taps 1, say"):
+            TailBlobs(backbone)
+
+
+def test_upper_weights_keep_their_type() -> None:
+    """What is used on the device is not rounded."""
+    backbone = Backbone.from_model(tiny_model("llama"), name="tiny", taps=[1])
+    weights = upper_weights(backbone, 1)
+    assert len(weights.layers) == 2
+    assert all(tensor.dtype == backbone.dtype for layer in weights.layers for tensor in layer.values())
+    assert set(weights.ending) == {"norm.weight", "inv_freq"}

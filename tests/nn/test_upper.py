@@ -1,0 +1,171 @@
+"""Tests of the layers above a tap; the whole model with PEFT's adapter is the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor
+
+from mobillm.errors import ModelError
+from mobillm.nn import upper
+from mobillm.nn.backbone import Backbone
+from mobillm.nn.saved import SideConfig, save_side
+from mobillm.nn.side import SideNetwork
+from mobillm.nn.tail import upper_weights
+from mobillm.nn.upper import FrozenLayers
+from mobillm.spec import ARCHITECTURES
+from tests.nn.tiny import SAMPLES, collect, tail_session, tiny_model, tiny_tokenizer
+
+LENGTHS = torch.tensor([len(sample) for sample in SAMPLES])
+
+
+def tiny(architecture: str = "llama", tap: int = 1) -> Backbone:
+    """Return a tiny decoder with one tap."""
+    model = tiny_model(architecture, lm_head=False)
+    return Backbone.from_model(model, tiny_tokenizer(), name="tiny", taps=[tap])
+
+
+def disturbed(network: SideNetwork) -> SideNetwork:
+    """Give every trained weight a random value."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.trained().values():
+            parameter.normal_(0.0, 0.2, generator=generator)
+    return network.eval()
+
+
+def with_peft(model: Any, folder: Path, outputs: int) -> Any:
+    """Load the adapter of a directory onto a classifier made of the whole model, with PEFT."""
+    model.config.num_labels, model.config.pad_token_id = outputs, 0
+    kind: Any = transformers.AutoModelForSequenceClassification
+    classifier = kind.from_config(model.config)
+    classifier.model.load_state_dict(model.state_dict())
+    return peft.PeftModel.from_pretrained(classifier, str(folder)).eval()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks transformers
+@pytest.mark.parametrize("tap", [0, 1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_peft_computes_the_same_from_the_saved_adapter(architecture: str, tap: int, tmp_path: Path) -> None:
+    """[W-20] A saved adapter on the whole model gives the logits that the side network gives from its tap."""
+    backbone = tiny(architecture, tap)
+    spec, _ = tail_session(backbone, outputs=3)
+    network = disturbed(SideNetwork.from_spec(spec, tail=upper_weights(backbone, tap)))
+    save_side(tmp_path, network.state_bytes(), SideConfig(spec=spec, max_length=8))
+    ids = torch.zeros(3, 5, dtype=torch.int64)
+    for row, sample in enumerate(SAMPLES):
+        ids[row, : len(sample)] = torch.tensor(sample)
+    model = with_peft(backbone.model, tmp_path, 3)
+    with torch.no_grad():
+        theirs = model(input_ids=ids, attention_mask=(ids > 0).long()).logits
+        ours = network(collect(backbone, SAMPLES), LENGTHS)
+    assert theirs.abs().max() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blobs_hold_all_that_is_needed(architecture: str) -> None:
+    """[W-17] [W-18] A network from blobs is that from the backbone in bf16, which is what blobs hold."""
+    backbone = tiny(architecture)
+    backbone.model.to(torch.bfloat16)
+    spec, blobs = tail_session(backbone)
+    assert spec.tail is not None
+    far = disturbed(SideNetwork.from_spec(spec, tail=FrozenLayers.from_blobs(spec.tail, blobs)))
+    near = disturbed(SideNetwork.from_spec(spec, tail=upper_weights(backbone, 1)))
+    taps = collect(backbone, SAMPLES)
+    with torch.no_grad():
+        assert torch.equal(far(taps, LENGTHS), near(taps, LENGTHS))
+    assert far.state_bytes() == near.state_bytes()
+
+
+def gradients(backbone: Backbone, samples: list[list[int]]) -> dict[str, Tensor]:
+    """Return the gradients of one step on some samples, by name."""
+    spec, _ = tail_session(backbone)
+    network = disturbed(SideNetwork.from_spec(spec, tail=upper_weights(backbone, 1))).train()
+    targets = torch.tensor([len(sample) % 2 for sample in samples])
+    lengths = torch.tensor([len(sample) for sample in samples])
+    network.loss(collect(backbone, samples), lengths, targets).backward()  # type: ignore[no-untyped-call]
+    found = {name: p.grad for name, p in network.trained().items() if p.grad is not None}
+    assert len(found) == len(network.trained())
+    assert all(p.grad is None for p in network.parameters() if not p.requires_grad)
+    return found
+
+
+def test_a_batch_is_the_mean_of_its_samples() -> None:
+    """Samples side by side do not see one another, forward or backward."""
+    backbone = tiny()
+    together = gradients(backbone, SAMPLES)
+    alone = [gradients(backbone, [sample]) for sample in SAMPLES]
+    for name, gradient in together.items():
+        mean = torch.stack([one[name] for one in alone]).mean(0)
+        torch.testing.assert_close(gradient, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_large_batches_compute_layers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not kept for the backward pass is computed again, with the same gradients."""
+    backbone = tiny("opt")
+    kept = gradients(backbone, SAMPLES)
+    calls: list[object] = []
+
+    def counted(layer: object, *values: Any, **named: Any) -> Any:
+        calls.append(layer)
+        return original(layer, *values, **named)  # type: ignore[no-untyped-call, arg-type]
+
+    original = upper.checkpoint
+    monkeypatch.setattr(upper, "checkpoint", counted)
+    monkeypatch.setattr(upper, "_RECOMPUTE", 10)
+    again = gradients(backbone, SAMPLES)
+    assert len(calls) == 2
+    assert all(torch.equal(again[name], gradient) for name, gradient in kept.items())
+    calls.clear()
+    gradients(backbone, SAMPLES[:2])
+    assert calls == []
+
+
+def test_weights_are_shared_not_copied() -> None:
+    """A resident backbone's layers are used where they lie; nothing of them is trained or saved."""
+    backbone = tiny()
+    spec, _ = tail_session(backbone)
+    network = SideNetwork.from_spec(spec, tail=upper_weights(backbone, 1))
+    own = {p.data_ptr() for p in network.parameters() if not p.requires_grad}
+    assert {p.data_ptr() for p in backbone.parts.layers[1:].parameters()} < own
+    assert set(safetensors.torch.load(network.state_bytes())) == set(network.trained())
+    frozen = sum(p.numel() // 10 for p in network.parameters() if not p.requires_grad)
+    assert SideNetwork.count(spec) == sum(p.numel() for p in network.trained().values()) + frozen
+
+
+def _spoil(blobs: dict[str, bytes], digest: str, **tensors: Tensor | None) -> dict[str, bytes]:
+    found = safetensors.torch.load(blobs[digest]) | tensors
+    kept = {name: tensor for name, tensor in found.items() if tensor is not None}
+    return blobs | {digest: safetensors.torch.save(kept)}
+
+
+def test_blobs_that_do_not_fit_are_refused() -> None:
+    """[W-19] A tensor too few or too many, of another shape or type, and bytes that are no such file."""
+    spec, blobs = tail_session(tiny())
+    assert spec.tail is not None
+    layer, ending = spec.tail.layers[1], spec.tail.ending
+    half = torch.zeros(16, dtype=torch.bfloat16)
+    name = "input_layernorm.weight"
+    cases = [
+        (_spoil(blobs, layer, **{name: None}), rf"layer 3: .* lack \['{name}'\]"),
+        (_spoil(blobs, layer, secret=half), "layer 3: .* have 1 tensors too many"),
+        (_spoil(blobs, layer, **{name: half[:8]}), rf"layer 3: {name} is \[8\] .*, not \[16\]"),
+        (_spoil(blobs, layer, **{name: half.float()}), r"blob 2 .* torch\.float32, expected torch\.bfloat16"),
+        (_spoil(blobs, ending, inv_freq=None), "rotary frequencies"),
+        (_spoil(blobs, ending, inv_freq=torch.ones(5)), r"inv_freq is \[5\]"),
+        (_spoil(blobs, ending, **{"norm.bias": half}), r"norm\.the tail's weights .* 1 tensors too many"),
+        (blobs | {layer: b"\x08" * 40}, "blob 2 of the tail is no safetensors file"),
+    ]
+    for changed, text in cases:
+        with pytest.raises(ModelError, match=text) as caught:
+            SideNetwork.from_spec(spec, tail=FrozenLayers.from_blobs(spec.tail, changed))
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ModelError, match="do not go together"):
+        SideNetwork.from_spec(spec)

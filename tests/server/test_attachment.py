@@ -389,9 +389,10 @@ def test_blobs_of_a_tail(run_once: Run, tmp_path: pathlib.Path) -> None:
     backbone = Backbone.from_model(tiny_model("llama"), tiny_tokenizer(), name="tiny", taps=[1])
     what, blobs = tail_session(backbone)
     wrong = b"no layer at all" * 10
-    assert what.tail is not None
-    digests = (hashlib.sha256(wrong).hexdigest(), what.tail.layers[1])
-    spoilt = dataclasses.replace(what, tail=dataclasses.replace(what.tail, layers=digests))
+    upper = what.tail
+    assert upper is not None
+    digests = (hashlib.sha256(wrong).hexdigest(), upper.layers[1])
+    spoilt = dataclasses.replace(what, tail=dataclasses.replace(upper, layers=digests))
 
     async def send(near: Wire, content: bytes) -> None:
         digest = hashlib.sha256(content).digest()
@@ -414,7 +415,7 @@ def test_blobs_of_a_tail(run_once: Run, tmp_path: pathlib.Path) -> None:
         async with wire(tmp_path) as near:
             long = bytes(70_000 + 6 * 16 * 24)
             first = hashlib.sha256(long).hexdigest()
-            tail = dataclasses.replace(what.tail, layers=(first, what.tail.layers[1]))
+            tail = dataclasses.replace(upper, layers=(first, upper.layers[1]))
             await near.open(dataclasses.replace(what, tail=tail))
             await send(near, long)
             assert "BLOB.total" in (await near.expect(Error)).text

@@ -38,6 +38,7 @@ _WRONG: dict[str, list[Any]] = {
     "side.dropout": [None, "0.1", True, -0.1, 1.0, 1, NAN],
     "side.causal": [None, 1, "true"],
     "side.pool": [None, 0, "", "max"],
+    "side.rank": [None, 8.0, "8", 0, -1, 1025],
     "optimizer": [None, 1, "adam", []],
     "optimizer.lr": [None, "0.1", True, 0, 0.0, -0.1, 10.5, NAN, float("inf")],
     "optimizer.weight_decay": [None, "0", -0.1, 10.5, NAN],
@@ -57,10 +58,12 @@ _WRONG: dict[str, list[Any]] = {
     "head": [1, b"\x5b" * 32, DIGEST, "5b"],
     "trace": [None, 0, "false"],
     "tokens": [None, 0, "", "first", "loss"],
+    "tail": [1, "llama", [], {}, {"architecture": "llama"}],
 }  # fmt: skip
 
 # Wrong only together.
 _TOGETHER: dict[str, dict[str, Any]] = {
+    "a tail that is not described": {"side": {"kind": "tail"}},
     "regression with two outputs": {"task": "regression"},
     "onecycle without batches": {"optimizer": {"schedule": "onecycle"}},
     "the default schedule without batches": {"optimizer": ...},
@@ -104,6 +107,7 @@ _RIGHT: dict[str, list[Any]] = {
     "head": [None],
     "trace": [True, False],
     "tokens": ["all", "last"],
+    "tail": [None],
 }
 
 # Where a text of ours is wrong, and may come back in the server's.

@@ -55,9 +55,10 @@ fuzz: $(VENV)/.fuzz
 	    .cache/fuzz/$$target tests/fuzz/corpus/$$target || exit 1; \
 	done
 
-# The whole fault table and the calibration of links, slow rows included; needs root for network namespaces.
+# The whole fault table, the calibration of links, and many sessions on a Ray cluster of two nodes, slow rows
+# included; needs root for network namespaces.
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/faults tests/benchmarks --table -m "slow or not slow"
+	$(BIN)/python -m pytest tests/faults tests/benchmarks tests/server/test_engine_ray.py --table -m "slow or not slow"
 
 # Compares ratios with the committed ones; the machine should have nothing else to do.
 bench: $(VENV)/.all

@@ -8,6 +8,7 @@
     ├── ModelError (ValueError)             a backbone or a side network cannot be used
     ├── QuantizationError (ValueError)      values that the chosen format cannot carry
     ├── StorageError (OSError)              the server's files are damaged or cannot be written
+    ├── EngineError                         the server has nowhere to train a session now
     ├── ProtocolError                       code
     │   ├── LocalProtocolError              we asked for an illegal thing; state is unchanged
     │   └── RemoteProtocolError             the peer broke the specification
@@ -30,6 +31,7 @@ __all__ = [
     "ConnectionClosedError",
     "ConnectionClosedOK",
     "DataError",
+    "EngineError",
     "ErrorCode",
     "HandshakeError",
     "LocalProtocolError",
@@ -185,6 +187,10 @@ class QuantizationError(MobiLLMError, ValueError):
 
 class StorageError(MobiLLMError, OSError):
     """A checkpoint, activation log or blob of the server is damaged or cannot be written."""
+
+
+class EngineError(MobiLLMError):
+    """The server's engine has no room for a session, has lost its workers, or cannot be used at all."""
 
 
 class ProtocolError(MobiLLMError):

@@ -17,6 +17,9 @@ import uvloop
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Real models and data are fetched once, whatever directory a test works in.
 os.environ.setdefault("MOBILLM_CACHE", str(pathlib.Path(__file__).parent.parent / ".cache" / "mobillm"))
+# Before anything imports Ray: it listens on the loopback address only, and tells nobody that it was used.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

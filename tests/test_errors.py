@@ -16,6 +16,7 @@ from mobillm.errors import (
     ConnectionClosedError,
     ConnectionClosedOK,
     DataError,
+    EngineError,
     ErrorCode,
     HandshakeError,
     LocalProtocolError,
@@ -36,6 +37,7 @@ EXAMPLES: list[tuple[MobiLLMError, str]] = [
     (DataError("row 3 has no label"), "row 3 has no label"),
     (ModelError("no layers"), "no layers"),
     (StorageError("disk is full"), "disk is full"),
+    (EngineError("no node has room"), "no node has room"),
     (QuantizationError("is not finite", (2, 3), 1.5), "value 1.5 at [2, 3]: is not finite"),
     (QuantizationError("is too large", (0,), 9.0, "tap 1"), "tap 1 value 9.0 at [0]: is too large"),
     (ProtocolError(3, "too much"), "FLOW_CONTROL: too much"),
@@ -70,7 +72,7 @@ def test_every_error_is_listed_and_derives_from_the_base() -> None:
     classes = [
         value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)
     ]
-    assert len(classes) == 14
+    assert len(classes) == 15
     assert all(issubclass(cls, MobiLLMError) for cls in classes)
     assert {type(exc) for exc, _ in EXAMPLES} == set(classes) - {MobiLLMError}
 

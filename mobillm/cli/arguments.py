@@ -32,6 +32,7 @@ __all__ = [
     "add_model",
     "add_side",
     "address",
+    "amount",
     "at_least",
     "between",
     "file_path",
@@ -41,6 +42,7 @@ __all__ = [
 
 MAX_COUNT = 10**9
 MAX_THREADS = 1024
+MAX_AMOUNT = 1024.0
 MAX_SEED = (1 << 63) - 1
 LIMITS = tuple(field.name for field in dataclasses.fields(Limits))
 EXIT_CODES = "exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted"
@@ -201,6 +203,17 @@ def between(low: int, high: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def amount(text: str) -> float:
+    """Read how much of something there is to be: a number that is not negative, parts of one allowed."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= MAX_AMOUNT:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no number from 0 to {MAX_AMOUNT:g}")
+    return value
 
 
 def limit(text: str) -> tuple[str, int]:

@@ -26,6 +26,7 @@ from .arguments import (
     Subparsers,
     add_command,
     address,
+    amount,
     between,
     file_path,
     half_of_cores,
@@ -36,6 +37,7 @@ from .failure import DONE, INTERRUPTED
 from .settings import Setting, add_settings, resolve
 
 if TYPE_CHECKING:
+    from ..server.engine import Engine
     from ..server.meter import Meter
 
 __all__ = ["add", "run"]
@@ -44,6 +46,9 @@ logger = logging.getLogger("mobillm.cli")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PREFIX = "MOBILLM_SERVE_"
+# Ray reads it when it is imported. Without it a Ray that is meant for this machine alone takes 127.0.0.1 for
+# the machine's address on the network, and listens there.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 SETTINGS = (
     Setting(
@@ -75,7 +80,32 @@ SETTINGS = (
         name="device-ca", read=file_path, metavar="PEM", help="authority whose certificates devices must show"
     ),
     Setting(name="insecure", read=bool, help="listen beyond this machine without TLS, all in plain"),
-    Setting(name="device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train"),
+    Setting(
+        name="engine",
+        choices=("local", "ray"),
+        default="local",
+        help="train in this process, or each session in an actor of a Ray cluster",
+    ),
+    Setting(
+        name="ray-address",
+        metavar="HOST:PORT",
+        help="head of the cluster; its nodes must see the data directory under the same path",
+        shown="a Ray of its own on this machine",
+    ),
+    Setting(
+        name="ray-cpus", read=amount, default=1.0, metavar="N", help="CPUs that Ray sets aside for a session"
+    ),
+    Setting(
+        name="ray-gpus",
+        read=amount,
+        default=0.0,
+        metavar="N",
+        help="GPUs that it sets aside; with any, sessions train on CUDA",
+        shown="0",
+    ),
+    Setting(
+        name="device", choices=("auto", "cpu", "cuda"), default="auto", help="where the local engine trains"
+    ),
     Setting(
         name="threads",
         read=between(1, MAX_THREADS),
@@ -116,6 +146,7 @@ _EXAMPLES = """\
   mobillm serve
   mobillm serve --listen 0.0.0.0:7707 --tls-cert server.pem --tls-key server.key
   mobillm serve --listen 127.0.0.1:0 --json --device cuda
+  mobillm serve --engine ray --ray-address 10.0.0.5:6379 --data-dir /mnt/shared/mobillm
   mobillm serve --config server.toml --metrics 127.0.0.1:9707 --log json
 """
 
@@ -172,6 +203,21 @@ def _meter(args: argparse.Namespace) -> Meter:
     return meter
 
 
+def _engine(args: argparse.Namespace) -> Engine | None:
+    """Return the engine that was asked for; None trains in this process."""
+    if args.engine == "local":
+        if args.ray_address is not None:
+            raise ConfigError("--ray-address", args.ray_address, "--engine ray with it")
+        return None
+    if args.ray_address is None or _is_loopback(args.ray_address.rpartition(":")[0]):
+        os.environ.setdefault(LOOPBACK, "0")
+    try:
+        from ..server.engine_ray import RayEngine
+    except ImportError as exc:
+        raise ConfigError("--engine", "ray", "local; or run pip install 'mobillm[ray]' first") from exc
+    return RayEngine(args.ray_address, cpus=args.ray_cpus, gpus=args.ray_gpus, threads=args.threads)
+
+
 async def _serve(
     args: argparse.Namespace,
     keys: Mapping[str, bytes],
@@ -183,6 +229,7 @@ async def _serve(
     from ..server import app  # imports torch
 
     options: Any = {"tls": tls, "limits": limits, "keep": args.keep, "meter": _meter(args)}
+    options["engine"] = _engine(args)
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -11,6 +11,7 @@ from .. import transport
 from ..options import Limits, Timeouts
 from ..transport import Address, Server
 from .control import Control
+from .engine import Engine
 from .gateway import Gateway
 from .meter import Meter
 
@@ -24,6 +25,7 @@ async def serve(
     keys: Mapping[str, bytes],
     directory: pathlib.Path,
     device: str = "cpu",
+    engine: Engine | None = None,
     keep: bool = False,
     tls: ssl.SSLContext | None = None,
     timeouts: Timeouts | None = None,
@@ -40,7 +42,8 @@ async def serve(
         address: where to listen; port 0 lets the system choose, see :attr:`Server.address`.
         keys: key of each tenant, from :func:`mobillm.protocol.derive_key`.
         directory: where sessions, activation logs and blobs are kept.
-        device: torch device to train on.
+        device: torch device to train on; not used with an engine.
+        engine: trains the sessions; None does so in this process. It is started, and closed at the end.
         keep: whether the activation log of a finished session stays when the device has the result.
         tls: TLS context; None speaks plain TCP.
         timeouts: bounds of every wait.
@@ -49,12 +52,15 @@ async def serve(
 
     Raises:
         ConfigError: the address is malformed, or asks for TLS without a context.
+        EngineError: the engine cannot be used.
         OSError: the address cannot be listened on, or the directory cannot be used.
 
     """
     limits = limits or Limits()
     meter = meter or Meter()
-    gateway = Gateway(directory, limits=limits, keys=keys, keep=keep, device=device, meter=meter)
+    gateway = Gateway(
+        directory, limits=limits, keys=keys, keep=keep, device=device, engine=engine, meter=meter
+    )
     control = Control(gateway, directory)
     try:
         meter.start(gateway)

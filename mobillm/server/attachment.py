@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from ..errors import ConfigError, ConnectionClosed, ErrorCode, MobiLLMError, StorageError
+from ..errors import ConfigError, ConnectionClosed, EngineError, ErrorCode, MobiLLMError, StorageError
 from ..options import Limits
 from ..protocol import (
     HEADER_SIZE,
@@ -38,7 +38,7 @@ from .meter import Meter
 from .observer import Observer
 from .quota import Quota
 from .refusal import plain, refusal
-from .session import Session
+from .session import NOWHERE, Session
 from .training import SPAN_RECEIVE
 
 __all__ = ["Attachment"]
@@ -47,6 +47,7 @@ logger = logging.getLogger("mobillm.server")
 
 # EVAL and PULL requests of one stream that may wait for their answer.
 MAX_ANSWERS = 8
+AT_ONCE = 1.0  # seconds for which a connection waits for the start of a session
 
 
 class _Departed(Observer):
@@ -114,7 +115,18 @@ class Attachment(Observer):
         if self.missing:
             self._grant()
             return
-        await self.session.start(self._blobs)
+        task = self.session.begin(self._blobs)
+        await asyncio.wait([task], timeout=AT_ONCE)
+        if task.done():
+            await self._join(task)
+        else:  # an engine that has to find room first; the connection's other sessions go on meanwhile
+            self._answer(lambda: self._join(task))
+
+    async def _join(self, task: asyncio.Task[None]) -> None:
+        await asyncio.wait([task])
+        if task.cancelled():
+            return  # the session was ended meanwhile, and the device was told
+        task.result()
         self.acknowledge()
         if self.session.finished is not None:
             self.finish(self.session.finished)
@@ -158,6 +170,8 @@ class Attachment(Observer):
         except StorageError as exc:
             logger.error("! session %s: %s", self.session.id.hex(), exc)
             self.fail(ErrorCode.STORAGE_FULL, "the server cannot store this session's data")
+        except EngineError:
+            self.fail(ErrorCode.SERVER_BUSY, NOWHERE)
         except ConnectionClosed:
             raise
         except MobiLLMError as exc:
@@ -268,6 +282,8 @@ class Attachment(Observer):
         except StorageError as exc:
             logger.error("! session %s: %s", self.session.id.hex(), exc)
             self.fail(ErrorCode.STORAGE_FULL, "the server cannot read this session's data")
+        except EngineError:
+            self.fail(ErrorCode.SERVER_BUSY, NOWHERE)
         except MobiLLMError as exc:
             self.fail(ErrorCode.SCHEMA_MISMATCH, plain(exc))
         except Exception:

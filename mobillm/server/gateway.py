@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from ..errors import ConfigError, ConnectionClosed, ErrorCode, MobiLLMError, StorageError
+from ..errors import ConfigError, ConnectionClosed, EngineError, ErrorCode, MobiLLMError, StorageError
 from ..options import Limits
 from ..protocol import HEADER_SIZE, Bye, Detach, Open, Opened, Phase
 from ..spec import SessionSpec
@@ -24,7 +24,7 @@ from .pace import Pace
 from .quota import Quota
 from .refusal import plain, plain_spec, refusal
 from .registry import Registry, SessionRecord
-from .session import Session
+from .session import NOWHERE, Session
 from .store import SessionStore
 from .trainer import Trainer, check_size
 from .workers import Workers
@@ -32,6 +32,9 @@ from .workers import Workers
 __all__ = ["Gateway"]
 
 logger = logging.getLogger("mobillm.server")
+
+BEGIN = 10.0  # seconds for which a server that starts waits for its sessions to go on
+RETRY = 30.0  # seconds between two attempts to start a session that the engine has no room for
 
 
 class Gateway:
@@ -96,6 +99,7 @@ class Gateway:
         self.engine = engine or LocalEngine(self.workers, device)
         self._attachments: dict[bytes, Attachment] = {}
         self._parking: set[asyncio.Task[None]] = set()
+        self._stalling: dict[bytes, asyncio.Task[None]] = {}  # that wait for room in the engine
         self._quota = Quota(limits, self._attachments)
         self._memory = Memory(limits.memory, limits.frame + HEADER_SIZE)
         self._pace = Pace(limits.steps)
@@ -103,25 +107,64 @@ class Gateway:
     async def restore(self) -> None:
         """Load all sessions from the disk and go on training those that are complete but not finished."""
         known = await self.workers.write(self._registry.session_ids)
+        begun: list[asyncio.Task[None]] = []
         for session_id in known:
             try:
                 session = await self.workers.write(self._load, session_id)
                 self._add(session)
                 if session.last is not None and not session.ended:
-                    await session.start(self._blobs)
+                    begun.append(self._begin(session))
             except (MobiLLMError, ValueError, OSError) as exc:
                 logger.error("! session %s is left alone: %s", session_id.hex(), exc)
                 if session_id not in self.sessions:
                     self._unreadable.add(session_id)
+        if begun:
+            await asyncio.wait(begun, timeout=BEGIN)
         names = {session_id.hex() for session_id in known}
         for path in await self.workers.write(lambda: sorted(self._directory.iterdir())):
             if path.name not in names:
                 logger.error("! %s is left alone: the registry has no such session", path)
 
+    def _begin(self, session: Session) -> asyncio.Task[None]:
+        """Start a session that needs no device; say it if that fails."""
+
+        def begun(task: asyncio.Task[None]) -> None:
+            exc = None if task.cancelled() else task.exception()
+            if exc is not None and not isinstance(exc, EngineError):
+                logger.error("! session %s is left alone: %s", session.id.hex(), exc)
+
+        task = session.begin(self._blobs)
+        task.add_done_callback(begun)
+        return task
+
+    def _stalled(self, session: Session) -> None:
+        if session.id in self._stalling:
+            return
+        task = asyncio.get_running_loop().create_task(self._retry(session))
+        self._stalling[session.id] = task
+        task.add_done_callback(lambda _: self._stalling.pop(session.id, None))
+
+    async def _retry(self, session: Session) -> None:
+        """Start a session again until there is room for it; one that waits for its device is left to that."""
+        while True:
+            await asyncio.sleep(RETRY)
+            running = session.training is not None and not session.failed
+            if running or session.ended or session.last is None:
+                return
+            if session.id in self._attachments:
+                continue
+            async with session.attaching:
+                await session.recover()
+                task = self._begin(session)
+            await asyncio.wait([task])
+            if not isinstance(task.exception(), EngineError):
+                return
+
     def _add(self, session: Session) -> None:
         self.sessions[session.id] = session
         self._quota.add(session)
         session.on_finished = lambda: self._finished(session)
+        session.on_stalled = lambda: self._stalled(session)
 
     def _finished(self, session: Session) -> None:
         task = asyncio.get_running_loop().create_task(self._park(session))
@@ -176,6 +219,7 @@ class Gateway:
         """
         del self.sessions[session.id]
         self._quota.remove(session)
+        await _ended(self._stalling.get(session.id))
         await session.cancel()
         await self.workers.write(session.store.delete)
 
@@ -203,6 +247,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Write a checkpoint of each session, end the threads, and give the directory free."""
+        await _ended(*self._stalling.values())
         await asyncio.gather(*self._parking)
         for session in self.sessions.values():
             try:
@@ -344,6 +389,8 @@ class Gateway:
         except StorageError as exc:
             logger.error("! session %s: %s", session.id.hex(), exc)
             attachment.fail(ErrorCode.STORAGE_FULL, "the server cannot read this session's data")
+        except EngineError:
+            attachment.fail(ErrorCode.SERVER_BUSY, NOWHERE)
         except ConnectionClosed:
             raise
         except MobiLLMError as exc:
@@ -368,6 +415,14 @@ class Gateway:
         self._add(session)
         logger.info("= %s: session %s opened, task %s", tenant, session.id.hex(), session.spec.task)
         return session
+
+
+async def _ended(*tasks: asyncio.Task[None] | None) -> None:
+    """Cancel tasks and wait for their end."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
 
 
 def _reason(code: int | None) -> str:

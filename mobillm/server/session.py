@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ConfigError, ErrorCode, MobiLLMError, StorageError
+from ..errors import ConfigError, EngineError, ErrorCode, MobiLLMError, StorageError
 from ..protocol import Finished
 from .batch import Batch
 from .blobs import BlobReader
@@ -31,9 +31,11 @@ from .store import SessionStore
 from .training import MAX_SKIPPED, SPAN_LOG, Span, Training
 from .workers import Workers
 
-__all__ = ["Session"]
+__all__ = ["NOWHERE", "Session"]
 
 logger = logging.getLogger("mobillm.server")
+
+NOWHERE = "the server has nowhere to train this session now"
 
 
 class Session:
@@ -56,6 +58,7 @@ class Session:
         failed: whether writing or training has ended with an error.
         observer: whom to tell; replaced at each attachment.
         on_finished: called when training is over, whether or not a device is attached.
+        on_stalled: called when the engine has nowhere to go on training.
         workers: the server's threads.
         attaching: held while a device is being attached.
 
@@ -77,6 +80,7 @@ class Session:
         self.finished = self.record.finished
         self.observer = Observer()
         self.on_finished: Callable[[], None] = lambda: None
+        self.on_stalled: Callable[[], None] = lambda: None
         self.equalizers = Equalizers()
         self._log: ActivationLog | None = None
         self._closed_size = store.log_size()  # while the log is not open
@@ -103,6 +107,7 @@ class Session:
         self._starting = asyncio.Lock()
         self.attaching = asyncio.Lock()
         self.failed = False
+        self._beginning: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -153,6 +158,22 @@ class Session:
             loop = asyncio.get_running_loop()
             for work in (self._write, self._train):
                 self._tasks.append(loop.create_task(self._guard(work)))
+
+    def begin(self, blobs: BlobReader) -> asyncio.Task[None]:
+        """Begin :meth:`start` in a task of the session's own, or return the one that is under way."""
+        if self._beginning is None or self._beginning.done():
+            self._beginning = asyncio.get_running_loop().create_task(self._start(blobs))
+            # Whoever waits for it may be gone by then.
+            self._beginning.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._beginning
+
+    async def _start(self, blobs: BlobReader) -> None:
+        try:
+            await self.start(blobs)
+        except EngineError as exc:
+            logger.warning("! session %s: %s", self.id.hex(), exc)
+            self.on_stalled()
+            raise
 
     async def recover(self) -> None:
         """Go back to what the disk holds if writing or training has failed; :meth:`start` comes next."""
@@ -219,6 +240,10 @@ class Session:
         except StorageError as exc:
             logger.error("! session %s: %s", self.id.hex(), exc)
             self._fail(ErrorCode.STORAGE_FULL, "the server cannot store or read this session's data")
+        except EngineError as exc:
+            logger.warning("! session %s: %s", self.id.hex(), exc)
+            self._fail(ErrorCode.SERVER_BUSY, NOWHERE)
+            self.on_stalled()
         except MobiLLMError as exc:
             logger.error("! session %s: %s", self.id.hex(), exc)
             training = self.training
@@ -332,6 +357,9 @@ class Session:
 
         Can be called more than once.
         """
+        if self._beginning is not None:
+            self._beginning.cancel()
+            await asyncio.gather(self._beginning, return_exceptions=True)
         async with self._starting:
             running = await self._cancel()
             try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mobillm.cli import main
-from mobillm.cli.arguments import address, at_least, between, file_path, limit
+from mobillm.cli.arguments import address, amount, at_least, between, file_path, limit
 from mobillm.transport import Address
 from tests.cli.commands import fails
 
@@ -19,6 +19,14 @@ def test_at_least() -> None:
     for text in ("1", "2.5", "x", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="no integer of at least 2"):
             at_least(2)(text)
+
+
+def test_amount() -> None:
+    """Parts of one are allowed; less than nothing, infinity and words are not."""
+    assert [amount(text) for text in ("0", "0.25", "1024")] == [0.0, 0.25, 1024.0]
+    for text in ("-1", "1025", "inf", "nan", "much", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no number from 0 to 1024"):
+            amount(text)
 
 
 def test_between() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -133,3 +134,18 @@ def test_unknown_host(
     text = fails(capsys, "serve", *arguments)
     assert "the host 'nowhere.invalid' of --listen cannot be found" in text
     assert text.endswith("check the name and the network")
+
+
+def test_ray_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these is told with what to do: no package, an address without the engine, nobody there."""
+    arguments = ["--data-dir", str(tmp_path / "d"), "--listen", "127.0.0.1:0", "--device", "cpu"]
+    assert "--engine ray with it" in fails(capsys, "serve", *arguments, "--ray-address", "a:1", status=2)
+    ray = [*arguments, "--engine", "ray", "--threads", "1"]
+    assert "no Ray cluster answers at 127.0.0.1:1" in fails(
+        capsys, "serve", *ray, "--ray-address", "127.0.0.1:1"
+    )
+    monkeypatch.delitem(sys.modules, "mobillm.server.engine_ray")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'mobillm[ray]'" in fails(capsys, "serve", *ray, status=2)

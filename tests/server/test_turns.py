@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import pytest
@@ -113,3 +114,37 @@ def test_closing_does_what_waits(clock: Clock) -> None:
     assert sorted(seen) == list(range(100))
     with pytest.raises(RuntimeError, match="has ended"):
         turns.submit("a", lambda: None)
+
+
+def test_time_that_others_take_is_nobodys_debt() -> None:
+    """What counts is the thread's processor time: who only waited goes before who has worked."""
+    turns, order, gate = Turns("test"), list[str](), threading.Event()
+
+    def wait() -> None:
+        order.append("waits")
+        time.sleep(0.05)
+
+    def work() -> None:
+        order.append("works")
+        end = time.thread_time() + 0.01
+        while time.thread_time() < end:
+            pass
+
+    second: list[Future[None]] = []
+
+    def twice(owner: str, what: Callable[[], None]) -> None:
+        second.append(turns.submit(owner, what))  # before this one is paid for
+        what()
+
+    turns.submit("gate", functools.partial(gate.wait, 5.0))
+    first = [
+        turns.submit("a", functools.partial(twice, "a", wait)),
+        turns.submit("b", functools.partial(twice, "b", work)),
+    ]
+    gate.set()
+    for job in first:
+        job.result(5.0)
+    for job in second:
+        job.result(5.0)
+    turns.close()
+    assert order == ["waits", "works", "waits", "works"]

@@ -8,9 +8,9 @@ core, all devices together the second one.
 Keys: ``aggregate_samples_per_s`` (64 sessions), ``fairness`` (progress of the slowest session over that of
 the fastest one, when the first one has ended), ``peak_rss_bytes`` of the server and ``rss_budget_bytes``,
 ``p99_ack_seconds`` (from COMMIT to durable), ``growth.<n>.*`` the same for each number of sessions, and of
-the log ``log_append_ratio`` (durable appends against plain writes with fdatasync of the same bytes, in turn)
-and ``log_read_ratio`` (reading all batches against plain reads of the same sizes); ``grouped_speedup`` is
-that of this shape (``benchmarks.grouped``).
+the log ``log_append_ratio`` (durable appends against plain writes with fdatasync of the same bytes) and
+``log_read_ratio`` (reading all batches against plain reads of the same sizes), medians of pairs whose order
+alternates, with ``.quartiles``; ``grouped_speedup`` is that of this shape (``benchmarks.grouped``).
 """
 
 from __future__ import annotations
@@ -58,13 +58,14 @@ TOKEN = "benchmark"
 SIZES = (1, 4, 16, 64)
 SAMPLES = 4  # of a batch
 DISTINCT = 8  # batches that were really computed; sessions send them in turn
-STEPS = 320  # of all sessions together
+STEPS = 320  # of all sessions together, but not fewer of each than
+LEAST = 24
 WINDOW = 512 << 10  # bytes of credit for each session: two batches, as training is the slowest stage
 FRAME = 256 << 10
 MEMORY = 64 << 20  # bytes of credit for all sessions
 BASE = 512 << 20  # resident bytes that torch and the program may take
 PER_SESSION = 16 << 20  # weights, moments, averages, one step's memory
-REPEATS = 7
+REPEATS = 21
 MIB = 1 << 20
 
 Tensors = dict[int, PackedTensor]
@@ -139,7 +140,7 @@ async def send(session: Session, batches: Sequence[Tensors], count: int, acks: l
 
 async def drive(address: str, spec: SessionSpec, batches: Sequence[Tensors], sessions: int) -> dict[str, Any]:
     """Train all sessions at once; return their figures."""
-    count = max(8, STEPS // sessions)
+    count = max(LEAST, STEPS // sessions)
     acks: list[float] = []
     async with contextlib.AsyncExitStack() as stack:
         opened = []

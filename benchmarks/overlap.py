@@ -6,7 +6,9 @@ on another. ``--only`` runs some of the parts; keys of the others in the file st
 - ``efficiency``: at ``device_bound``, ``link_bound`` and ``server_bound``, the part of the steady state in
   which the busiest stage was busy (:mod:`mobillm.device.timeline`; the link's from the emulator's records);
 - ``serial_over_pipelined``: wall time of the same work without overlap over that with it, at each point;
-- ``device_over_bare``: device-bound, wall time of a batch over that of a bare forward pass of the same batch;
+- ``device_over_bare``: device-bound, steady wall time of a batch over that of a bare forward pass of the same
+  batches, before and after;
+- ``rounds``: these figures of each round; the medians are above;
 - ``goodput``: link-bound, packed bytes delivered over the rate times the time, for each rate and round trip;
 - ``start``: seconds from the start of ``mobillm finetune`` until the first batch is on the server's disk,
   over the seconds that a process needs to load the model.
@@ -35,7 +37,6 @@ from benchmarks.harness import write_json
 from benchmarks.link import Shape
 from benchmarks.rig import DEVICE_CORE, Run, Server, measure, server, token_batches
 from mobillm.cli.demo_data import load_topics
-from mobillm.device.dataset import Example
 from mobillm.device.pipeline import TokenBatch
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.models import resolve_model
@@ -44,6 +45,7 @@ from mobillm.spec import CodecSpec, OptimizerSpec, SessionSpec, SideSpec
 TOKENS = 18  # of a sample
 RATES = (2, 10, 100)  # Mbit/s
 ROUND_TRIPS = (0, 50, 200)  # milliseconds
+ROUNDS = 3  # of each operating point; the medians count
 START_REPEATS = 3
 START_EXAMPLES = 1000
 POLL = 0.002  # seconds
@@ -78,7 +80,7 @@ class Point:
     side: SideSpec = SideSpec()
     shape: Shape = Shape()
     size: int = 32
-    count: int = 16
+    count: int = 10
 
 
 HEAD = SideSpec(kind="head")
@@ -97,7 +99,7 @@ def link_point(megabits: float, milliseconds: float) -> Point:
 POINTS = {
     "device_bound": Point(),
     "link_bound": link_point(10, 50),
-    "server_bound": Point(taps="all", side=SideSpec(width=192), count=8),
+    "server_bound": Point(taps="all", side=SideSpec(width=192), count=6),
 }
 
 
@@ -118,16 +120,13 @@ class Bench:
             console.print("loading SmolLM2-135M ...")
             backbone = Backbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16", taps="all")
         self._backbone = backbone
-        self._texts, _ = self.texts()
-
-    @staticmethod
-    def texts() -> tuple[list[Example], list[Example]]:
-        """Return the texts that are sent: Python's own documentation."""
-        return load_topics(300, 4, 900)
+        examples, _ = load_topics(300, 4, 900)  # Python's own documentation
+        self._texts = [example.text for example in examples]
+        self._ids = [token for ids in backbone.tokenize(self._texts, 4096) for token in ids]
 
     def batches(self, point: Point) -> list[TokenBatch]:
         """Return the batches of a point."""
-        return token_batches(self._backbone, self._texts, size=point.size, tokens=TOKENS, count=point.count)
+        return token_batches(self._ids, size=point.size, tokens=TOKENS, count=point.count)
 
     def run(self, point: Point, *, serial: bool = False) -> Run:
         """Run a point."""
@@ -146,49 +145,57 @@ class Bench:
         return measure(backbone, batches, spec, self._at, point.shape, serial=serial)
 
     def bare(self, point: Point) -> float:
-        """Return seconds of a forward pass of each batch, with nothing around it; median."""
+        """Return seconds of a forward pass of a batch with nothing around it: the mean of the point's."""
         backbone = self._backbone.with_taps(point.taps)
-        times = []
-        for batch in self.batches(point):
-            start = time.monotonic()
+        batches = self.batches(point)
+        start = time.monotonic()
+        for batch in batches:
             backbone.forward(batch.input_ids, lambda index, hidden: None)
-            times.append(time.monotonic() - start)
-        return statistics.median(times)
+        return (time.monotonic() - start) / len(batches)
 
     def efficiency(self, *, quick: bool = False) -> dict[str, Any]:
         """Measure the three operating points, with and without overlap.
 
         Args:
-            quick: fewer batches.
+            quick: fewer batches, and one round.
 
         """
-        found: dict[str, Any] = {"efficiency": {}, "serial_over_pipelined": {}, "stages": {}}
+        found: dict[str, Any] = {"efficiency": {}, "serial_over_pipelined": {}, "stages": {}, "rounds": {}}
         self._backbone.forward(self.batches(Point(count=1))[0].input_ids, lambda index, hidden: None)
         for name, point in POINTS.items():
             self._console.print(f"{name} ...")
-            count = point.count // 2 if quick else point.count
-            fewer = dataclasses.replace(point, count=max(3, count // 2))
-            before = self.bare(fewer) if name == "device_bound" else 0.0
-            run = self.run(dataclasses.replace(point, count=count))
+            count = max(3, point.count // 2) if quick else point.count
+            point = dataclasses.replace(point, count=count)
+            rounds = [self._round(name, point) for _ in range(1 if quick else ROUNDS)]
+            median = {key: statistics.median(one[key] for one in rounds) for key in rounds[0] if key != "run"}
+            found["efficiency"][name] = median["efficiency"]
+            found["serial_over_pipelined"][name] = median["serial_over_pipelined"]
             if name == "device_bound":
-                bare = [before, self.bare(fewer)]
-                batch = run.device_wall / count
-                found |= {"bare_forward_seconds": bare, "batch_seconds": batch}
-                found["device_over_bare"] = batch / statistics.mean(bare)
-            share, critical = run.summary.efficiency, run.summary.critical
-            if run.link_busy is not None:
-                share, critical = run.link_busy, "link"
-            serial = self.run(fewer, serial=True)
-            longer = serial.wall / fewer.count / (run.wall / count)
-            found["efficiency"][name] = share
-            found["serial_over_pipelined"][name] = longer
+                found["device_over_bare"] = median["device_over_bare"]
+            found["rounds"][name] = {key: [one[key] for one in rounds] for key in median}
+            run: Run = rounds[-1]["run"]
             found["stages"][name] = {
-                "critical": critical,
+                "critical": run.critical,
                 "busy": run.summary.busy,
                 "causes": run.summary.causes,
                 "wall": run.wall,
             }
-            self._console.print(f"  {share:.3f} ({critical}), serial {longer:.2f} times as long")
+            shown = ", ".join(f"{key} {value:.3f}" for key, value in median.items())
+            self._console.print(f"  {shown} ({run.critical})")
+        return found
+
+    def _round(self, name: str, point: Point) -> dict[str, Any]:
+        """Run a point with overlap and without; device-bound between two bare forward passes of the same."""
+        fewer = dataclasses.replace(point, count=max(3, point.count // 2))
+        before = self.bare(fewer) if name == "device_bound" else 0.0
+        run = self.run(point)
+        found: dict[str, Any] = {"run": run, "efficiency": run.efficiency}
+        if name == "device_bound":
+            bare = statistics.mean([before, self.bare(fewer)])
+            found |= {"bare_forward_seconds": bare, "batch_seconds": run.batch_seconds}
+            found["device_over_bare"] = run.batch_seconds / bare
+        serial = self.run(fewer, serial=True)
+        found["serial_over_pipelined"] = serial.wall / fewer.count / (run.wall / point.count)
         return found
 
     def goodput(self) -> dict[str, Any]:
@@ -206,15 +213,17 @@ class Bench:
         load, first = [], []
         with tempfile.TemporaryDirectory() as folder:
             data = pathlib.Path(folder) / "texts.tsv"
-            words = " ".join(example.text for example in self._texts).split()
+            words = " ".join(self._texts).split()
             lines = [" ".join(words[at : at + 12]) for at in range(0, 12 * START_EXAMPLES, 12)]
             rows = [f"{line}\t{number % 2}" for number, line in enumerate(lines)]
             data.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
-            for number in range(START_REPEATS):
+            for number in range(START_REPEATS + 1):
                 load.append(_seconds_to_load())
                 out = pathlib.Path(folder) / f"out{number}"
                 first.append(_seconds_to_first_batch(self._at, data, out))
                 self._console.print(f"start: load {load[-1]:.2f} s, first batch {first[-1]:.2f} s")
+        # The first ones fill the system's caches, and leave bytecode where there was none.
+        del load[0], first[0]
         ratios = [b / a for a, b in zip(load, first, strict=True)]
         return {
             "start": statistics.median(ratios),
@@ -223,7 +232,11 @@ class Bench:
 
 
 def _pinned(command: Sequence[str]) -> subprocess.Popen[str]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    # Installed packages have bytecode; so may this one.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
     os.sched_setaffinity(process.pid, {DEVICE_CORE})
     return process
 

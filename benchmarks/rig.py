@@ -23,7 +23,6 @@ import torch
 
 from benchmarks.link import Shape, relayed
 from mobillm.device.client import Client, connect
-from mobillm.device.dataset import Example
 from mobillm.device.pipeline import Pipeline, TokenBatch
 from mobillm.device.progress import Watch
 from mobillm.device.timeline import Interval, Span, Summary, Timeline, merge, summarize
@@ -82,22 +81,18 @@ def server() -> Iterator[Server]:
                 process.stdout.close()
 
 
-def token_batches(
-    backbone: Backbone, examples: Sequence[Example], *, size: int, tokens: int, count: int
-) -> list[TokenBatch]:
-    """Cut texts into batches of one shape, so that all of them take the same time.
+def token_batches(ids: Sequence[int], *, size: int, tokens: int, count: int) -> list[TokenBatch]:
+    """Cut tokens into batches of one shape, so that all of them take the same time.
 
     Args:
-        backbone: whose tokenizer is used.
-        examples: texts, one after another.
+        ids: tokens, used again from the start when there are too few.
         size: samples of a batch.
         tokens: of each sample.
         count: batches.
 
     """
-    ids = [token for example in examples for token in backbone.tokenize([example.text], 4096)[0]]
     need = size * tokens * count
-    ids = (ids * (need // len(ids) + 1))[:need]
+    ids = (list(ids) * (need // len(ids) + 1))[:need]
     samples = [ids[at : at + tokens] for at in range(0, need, tokens)]
     return [
         TokenBatch(samples[at : at + size], [float(number % 2) for number in range(size)])
@@ -111,7 +106,8 @@ class Run:
 
     Attributes:
         wall: seconds from the first forward pass to the last training step of the first epoch.
-        device_wall: seconds from the first forward pass to the end of the last one.
+        batch_seconds: seconds of a batch on the device in the steady state, from the end of the first forward
+            pass to that of the last one.
         bytes_sent: over the connection.
         packed: bytes of packed tensors.
         link_busy: part of the link's steady time in which it was busy; None without a rate.
@@ -127,7 +123,7 @@ class Run:
     """
 
     wall: float
-    device_wall: float
+    batch_seconds: float
     bytes_sent: int
     packed: int
     link_busy: float | None
@@ -138,6 +134,16 @@ class Run:
     where: dict[str, float]
     values: dict[str, float]
     loss: float | None
+
+    @property
+    def critical(self) -> str:
+        """The stage that sets the pace."""
+        return self.summary.critical if self.link_busy is None else "link"
+
+    @property
+    def efficiency(self) -> float:
+        """The part of the steady state in which it was busy."""
+        return self.summary.efficiency if self.link_busy is None else self.link_busy
 
 
 def measure(
@@ -256,9 +262,10 @@ def _run(took: _Took, links: Sequence[dict[str, Any]], shape: Shape, packed: int
         goodput = link_busy * packed / carried
     busy["link"] = sum(end - start for start, end in link)
     begun = device[0][0]
+    ends = [span.end for span in timeline.of("forward")]
     return Run(
         wall=took.applied - begun,
-        device_wall=took.pipeline.busy[-1][1] - begun,
+        batch_seconds=(ends[-1] - ends[0]) / max(1, len(ends) - 1),
         bytes_sent=took.bytes_sent,
         packed=packed,
         link_busy=link_busy,

@@ -53,10 +53,12 @@ def backbone() -> Backbone:
     return Backbone.from_model(tiny_model("llama"), tiny_tokenizer(), name="tiny", taps="all")
 
 
-def test_batches_of_one_shape(backbone: Backbone) -> None:
-    """As many batches, samples and tokens as asked for."""
-    texts, _ = Bench.texts()
-    batches = token_batches(backbone, texts, size=4, tokens=18, count=3)
+def test_batches_of_one_shape() -> None:
+    """As many batches, samples and tokens as asked for, in order; few tokens are used again."""
+    batches = token_batches(range(100), size=4, tokens=18, count=3)
+    assert [token for batch in batches for sample in batch.input_ids for token in sample] == [
+        number % 100 for number in range(4 * 18 * 3)
+    ]
     assert [len(batch.input_ids) for batch in batches] == [4, 4, 4]
     assert {len(sample) for batch in batches for sample in batch.input_ids} == {18}
     assert {len(batch.targets) for batch in batches} == {4}
@@ -87,8 +89,10 @@ def test_the_figures_of_all_points(at: Server, backbone: Backbone, monkeypatch: 
     assert all(0.0 < value <= 1.0 for value in found["efficiency"].values())
     assert all(value > 0.0 for value in found["serial_over_pipelined"].values())
     assert found["stages"]["link_bound"]["critical"] == "link"
+    rounds = found["rounds"]["device_bound"]
+    assert len(rounds["efficiency"]) == 1
     assert found["device_over_bare"] == pytest.approx(
-        found["batch_seconds"] / (sum(found["bare_forward_seconds"]) / 2)
+        rounds["batch_seconds"][0] / rounds["bare_forward_seconds"][0]
     )
 
 

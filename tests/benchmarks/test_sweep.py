@@ -6,6 +6,10 @@ import contextlib
 import csv
 import json
 import pathlib
+import signal
+import subprocess
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from benchmarks import sweep as sweep_module
 from benchmarks.sweep import BITS, RATES, Point, Results, full, quick, sweep
 from benchmarks.sweep_plots import draw
 
@@ -74,6 +79,48 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path: pathlib.Path) -> None:
     third = Bench()
     sweep(POINTS, Results(path), third.rigs, nobody)
     assert (third.ran, third.servers) == ([], 0)
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on(tmp_path: pathlib.Path) -> None:
+    """What was measured before SIGKILL is on the disk, and is not measured again."""
+    path = tmp_path / "sweep.jsonl"
+    program = """
+import os, pathlib, signal, sys
+from benchmarks.sweep import Results, sweep
+from tests.benchmarks.test_sweep import POINTS, Bench, nobody
+class Killed(Bench):
+    def _run(self, point):
+        if len(self.ran) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._run(point)
+sweep(POINTS, Results(pathlib.Path(sys.argv[1])), Killed().rigs, nobody)
+"""
+    killed = subprocess.run([sys.executable, "-c", program, str(path)], timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    bench = Bench()
+    assert sweep(POINTS, Results(path), bench.rigs, nobody) == 0
+    assert bench.ran == [POINTS[3].key]
+
+
+def test_the_command_goes_on_after_ctrl_c(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C gives the status of an interruption; a failure the status 1; then the rest is drawn."""
+    failing = Bench(broken=(POINTS[2].key,))
+    for bench, status in ((Bench(stop_after=1), 130), (failing, 1), (Bench(), 0)):
+        device = types.SimpleNamespace(run=lambda point, at, bench=bench: bench._run(point))
+        monkeypatch.setattr(sweep_module, "Device", lambda device=device: device)
+        monkeypatch.setattr(sweep_module, "server", contextlib.nullcontext)
+        monkeypatch.setattr(sweep_module, "full", lambda: POINTS)
+        assert sweep_module.main(["--out", str(tmp_path)]) == status
+    assert failing.ran == [point.key for point in POINTS[1:]]
+    shown = capsys.readouterr().err
+    assert "4 of 4 points to measure, about" in shown
+    assert f"{POINTS[2].key} failed: RuntimeError: the link is down" in shown.replace("\n", " ")
+    assert "1 of 4 points to measure" in shown
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 5
+    assert (tmp_path / "sweep-time.png").exists()
 
 
 def test_a_failure_does_not_stop_the_rest(tmp_path: pathlib.Path) -> None:

@@ -34,7 +34,7 @@ from mobillm.options import Limits
 from mobillm.spec import SessionSpec
 from mobillm.transport import Address
 
-__all__ = ["DEVICE_CORE", "Run", "Server", "measure", "server", "token_batches"]
+__all__ = ["DEVICE_CORE", "SERVER_CORE", "Run", "Server", "measure", "server", "token_batches"]
 
 _CORES = sorted(os.sched_getaffinity(0))
 DEVICE_CORE, SERVER_CORE = _CORES[0], _CORES[-1]

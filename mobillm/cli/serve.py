@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import ssl
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,6 +185,12 @@ def run(args: argparse.Namespace) -> int:
     device = _prepare_torch(args.device, args.threads)
     with asyncio.Runner(loop_factory=_loop_factory(args.loop)) as runner:
         runner.run(_serve(args, keys, directory, device, tls, limits))
+    if args.engine == "ray":
+        # All is closed and on the disk. Threads that Ray leaves behind abort the process when the interpreter
+        # ends before them, and a server that has stopped in order would look like one that has crashed.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(DONE)
     return DONE
 
 

@@ -5,9 +5,8 @@ process of its own, with one thread; the figure is that process's peak of reside
 that is imported and loaded. Weights are random, shapes exact. The task is classification, the optimizer
 AdamW. The server of the methods that need one is another process, and not in the figure.
 
-Keys: ``peak_bytes.<method>``, ``seconds.<method>``, ``ratio.<method>_over_mobillm`` and
-``ratio.<method>_over_mobillm_streamed``. Methods that are in the file already are kept unless they are named
-by ``--methods``.
+Keys: ``peak_bytes.<method>``, ``seconds.<method>`` and ``ratio.<method>_over_<one of ours>``. Methods that
+are in the file already are kept unless they are named by ``--methods``.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from rich.console import Console
 
 from benchmarks.harness import write_json
 
-METHODS = ("inference", "full", "lora", "lora_checkpointing", "bitfit", "lst", "mobillm", "mobillm_streamed")
+OURS = ("mobillm", "mobillm_streamed", "mobillm_tail")
+METHODS = ("inference", "full", "lora", "lora_checkpointing", "bitfit", "lst", *OURS)
 SHAPES = ("opt-350m-shape", "opt-1.3b-shape", "smollm2", "qwen-1.5b-shape")
-OURS = ("mobillm", "mobillm_streamed")
 
 
 @contextlib.contextmanager

@@ -139,16 +139,24 @@ def lst(job: Job) -> None:
     optimizer.step()
 
 
-def mobillm(job: Job, streamed: bool = False) -> None:
+def mobillm(job: Job, streamed: bool = False, side: str = "ladder", taps: str = "every:4") -> None:
     """Fine-tune as ``mobillm finetune`` does, with the server in another process."""
     import mobillm as package
 
     kind = package.StreamedBackbone if streamed else package.Backbone
-    backbone = kind.from_pretrained(job.path, dtype=job.dtype)
+    backbone = kind.from_pretrained(job.path, dtype=job.dtype, taps=taps)
     count = DEVICE_BATCHES * job.batch
     examples = [package.Example(words(job.seq, n, job.vocabulary), target=n % 2) for n in range(count)]
     server, token = job.access
-    package.finetune(backbone, examples, server=server, token=token, batch_size=job.batch, max_length=job.seq)
+    package.finetune(
+        backbone,
+        examples,
+        server=server,
+        token=token,
+        batch_size=job.batch,
+        max_length=job.seq,
+        side=package.SideSpec(kind=side),
+    )
 
 
 METHODS: dict[str, Callable[[Job], None]] = {
@@ -160,6 +168,7 @@ METHODS: dict[str, Callable[[Job], None]] = {
     "lst": lst,
     "mobillm": mobillm,
     "mobillm_streamed": lambda job: mobillm(job, streamed=True),
+    "mobillm_tail": lambda job: mobillm(job, streamed=True, side="tail", taps="third"),
 }
 
 

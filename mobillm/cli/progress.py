@@ -19,6 +19,7 @@ __all__ = ["ProgressDisplay", "describe"]
 
 _STAGES = {
     "connect": "tokenizing and connecting",
+    "upload": "sending frozen weights",
     "forward": "forward",
     "train": "training",
     "pull": "pulling",
@@ -84,7 +85,8 @@ class ProgressDisplay:
         if figures.stage == "forward":
             done, total, unit = figures.samples, figures.total_samples, "samples"
         else:
-            done, total, unit = figures.step, figures.total_steps, "steps"
+            unit = "blobs" if figures.stage == "upload" else "steps"
+            done, total = figures.step, figures.total_steps
         self._bar.update(
             self._task,
             description=_STAGES[figures.stage],

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 from ..errors import ConfigError
 
-__all__ = ["lacking"]
+__all__ = ["Announced", "lacking"]
+
+
+class Announced:
+    """Blobs that say which of them is taken: reading and sending them may take minutes.
+
+    Args:
+        blobs: what is taken, once in each iteration.
+        taken: called with the number of each, from 1, in the thread that takes it.
+
+    """
+
+    def __init__(self, blobs: Iterable[bytes], taken: Callable[[int], None]) -> None:
+        self._blobs = blobs
+        self._taken = taken
+
+    def __iter__(self) -> Iterator[bytes]:
+        for number, blob in enumerate(self._blobs, 1):
+            self._taken(number)
+            yield blob
 
 
 async def lacking(missing: Sequence[bytes], blobs: Iterable[bytes]) -> AsyncIterator[tuple[bytes, bytes]]:

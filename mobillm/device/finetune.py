@@ -22,6 +22,7 @@ from ..options import Limits, Timeouts
 from ..protocol import Finished
 from ..spec import CodecSpec, OptimizerSpec, SessionSpec, SideSpec
 from .batches import make_batches
+from .blobs import Announced
 from .client import Client, connect
 from .dataset import Example
 from .disclosure import disclosure
@@ -206,13 +207,19 @@ async def finetune_async(
             limits=limits,
         )
 
+    loop = asyncio.get_running_loop()
+
+    def announce(number: int) -> None:
+        progress = Progress(stage="upload", step=number, total_steps=len(job.spec.blobs))
+        loop.call_soon_threadsafe(on_progress, progress)
+
     output = options.get("output")
     resume = None if output is None else Resume(output / SESSION_FILE, job.digest())
     unfinished = None if resume is None else resume.load(job.spec)
     uplink = Uplink(
         dial,
         job.spec,
-        blobs=job.blobs,
+        blobs=Announced(job.blobs, announce),
         session=None if unfinished is None else unfinished.session,
         equalizers=None if unfinished is None else unfinished.equalizers,
         keep=limits.queue,

@@ -26,7 +26,8 @@ class Progress:
     """How a run goes.
 
     Attributes:
-        stage: ``connect``, ``forward``, ``train``, ``pull`` or ``done``.
+        stage: ``connect``, ``upload`` (of blobs, which ``step`` and ``total_steps`` count then), ``forward``,
+            ``train``, ``pull`` or ``done``.
         samples, total_samples: that went through the forward pass, and that will.
         samples_per_second: of the forward pass, from its begin to its last batch.
         step, total_steps: optimizer steps of the server.

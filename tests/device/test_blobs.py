@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from mobillm.device.blobs import lacking
+from mobillm.device.blobs import Announced, lacking
 from mobillm.errors import ConfigError
 
 BLOBS = [b"one", b"two", b"three", b"four"]
@@ -37,6 +37,14 @@ def test_only_what_is_missing() -> None:
     assert taken == []
     assert asyncio.run(found([digest(b"three"), digest(b"one")], taken)) == [b"one", b"three"]
     assert taken == [b"one", b"two", b"three"]
+
+
+def test_each_is_announced() -> None:
+    """Whoever waits learns which blob it is, in each iteration anew."""
+    seen: list[int] = []
+    blobs = Announced(BLOBS, seen.append)
+    assert [list(blobs), list(blobs)] == [BLOBS, BLOBS]
+    assert seen == [1, 2, 3, 4] * 2
 
 
 def test_a_blob_that_nobody_has() -> None:

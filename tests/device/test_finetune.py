@@ -429,7 +429,7 @@ def test_tail_on_a_real_model(server: str, tmp_path: pathlib.Path) -> None:
     """With SmolLM2's layers on the disk, what comes back predicts; a token takes at most 350 bytes."""
     backbone = StreamedBackbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16", taps="third")
     data = [Example("what a lovely day it was", target=1), Example("never again this awful place", target=0)]
-    start: list[int] = []
+    seen: list[Progress] = []
     report = finetune(
         backbone,
         data * 4,
@@ -440,9 +440,11 @@ def test_tail_on_a_real_model(server: str, tmp_path: pathlib.Path) -> None:
         epochs=2,
         batch_size=8,
         output=tmp_path / "side",
-        on_progress=lambda progress: start.append(progress.samples),
+        on_progress=seen.append,
     )
-    assert (report.steps, start[-1]) == (2, 8)
+    assert (report.steps, seen[-1].samples) == (2, 8)
+    uploads = [(one.step, one.total_steps) for one in seen if one.stage == "upload"]
+    assert uploads == [(number, 21) for number in range(1, 22)]
     assert report.bytes_sent > 20 * 7_000_000
     packed = row_size(Format.ASYM4, 64, backbone.hidden_size)
     assert packed <= 350

@@ -70,7 +70,8 @@ class Limits:
         parameters: of the largest side network that the server trains, a count; each takes about 20 bytes
             of memory in training. Frozen ones in the layers above a tap count a tenth.
         memory: packed bytes of all sessions of a server that wait for training, credit included; at least
-            a frame for each attached session, beyond which attaching is refused for a while.
+            a frame for each attached session, beyond which attaching is refused for a while. Also what one
+            step in the layers above a tap may take, their weights included.
         steps: optimizer steps a minute of all sessions of one tenant, a count; 0 bounds nothing.
 
     """

@@ -21,12 +21,12 @@ from .architectures import architecture_of
 from .lora import LoRALinear
 from .ragged import Ragged
 
-__all__ = ["FrozenLayers", "UpperLayers"]
+__all__ = ["RECOMPUTE", "FrozenLayers", "UpperLayers"]
 
 _ATTENTION = "mobillm_ragged"
 # Tokens of a batch from which on what a layer computes inside is not kept for the backward pass but computed
 # again: it takes some tens of KiB for each token and layer.
-_RECOMPUTE = 4096
+RECOMPUTE = 4096
 
 
 def _attend(
@@ -163,7 +163,7 @@ class UpperLayers(nn.Module):
         named: dict[str, Any] = {"layout": layout}
         if self.inv_freq is not None:
             named["position_embeddings"] = self._rotations(layout, hidden.dtype)
-        again = torch.is_grad_enabled() and layout.tokens > _RECOMPUTE
+        again = torch.is_grad_enabled() and layout.tokens > RECOMPUTE
         for layer in self.layers:
             if again:
                 hidden = cast(

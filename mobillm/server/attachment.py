@@ -33,7 +33,7 @@ from ..protocol import (
 from ..transport import Connection
 from .batch import BatchBuilder
 from .blobs import BlobStore, BlobUpload, check_total
-from .memory import Memory
+from .memory import Memory, check_step
 from .meter import Meter
 from .observer import Observer
 from .quota import Quota
@@ -208,6 +208,7 @@ class Attachment(Observer):
         try:
             batch.check(session.spec)
             session.equalizers.check(batch)
+            check_step(session.spec, batch.headers[0].shape[0], self._limits.memory)
         except ConfigError as exc:
             self._drop(message.seq, ErrorCode.SCHEMA_MISMATCH, f"batch {message.seq}: {plain(exc)}")
             return

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-__all__ = ["Memory"]
+from ..errors import ConfigError
+from ..nn.upper import RECOMPUTE
+from ..spec import SessionSpec
+
+__all__ = ["Memory", "check_step"]
+
+
+def check_step(spec: SessionSpec, tokens: int, limit: int) -> None:
+    """Check that a step in the layers above a tap fits, which grows with the batch; other kinds are small.
+
+    Args:
+        spec: the session.
+        tokens: of the batch.
+        limit: bytes that the frozen weights and the step's hidden states may take together.
+
+    Raises:
+        ConfigError: they would take more.
+
+    """
+    if spec.tail is None:
+        return
+    width, inner, layers = spec.model.hidden_size, spec.tail.intermediate_size, len(spec.tail.layers)
+    weights = 2 * layers * (4 * width * width + 3 * width * inner)
+    inside = 4 * (12 * width + 6 * inner)  # of a token in one layer, half of the states in fp32
+    kept = layers * inside if tokens <= RECOMPUTE else layers * 2 * width + inside
+    need = weights + tokens * kept
+    if need > limit:
+        expected = f"a smaller batch or a higher tap: the step would take {need} bytes of {limit}"
+        raise ConfigError("the batch's number of tokens", tokens, expected)
 
 
 # A session is offered this part of what is free, so that there is always room for the next one (dynamic

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobillm.errors import ErrorCode, RemoteError
+from mobillm.errors import ConfigError, ErrorCode, RemoteError
+from mobillm.nn.backbone import Backbone
+from mobillm.nn.upper import RECOMPUTE
 from mobillm.options import Limits
-from mobillm.server.memory import Memory
+from mobillm.server.memory import Memory, check_step
 from tests.conftest import Run
+from tests.nn.tiny import tail_session, tiny_model
 from tests.sessions import device, serving, spec, submit
 
 A, B, C = b"a", b"b", b"c"
@@ -80,3 +83,17 @@ def test_sessions_get_on_with_little_memory(run: Run, tmp_path: pathlib.Path) ->
             await client.open(spec())
 
     run(main())
+
+
+def test_steps_of_a_tail() -> None:
+    """[B-45] A batch that needs one byte too much is refused, small and large ones by their own measure."""
+    what, _ = tail_session(Backbone.from_model(tiny_model("llama"), name="tiny", taps=[1]))
+    weights, inside = 2 * 2 * (4 * 16 * 16 + 3 * 16 * 24), 4 * (12 * 16 + 6 * 24)
+    for tokens, kept in ((RECOMPUTE, 2 * inside), (RECOMPUTE + 1, 2 * 2 * 16 + inside)):
+        need = weights + tokens * kept
+        check_step(what, tokens, need)
+        with pytest.raises(
+            ConfigError, match=rf"tokens is {tokens}; expected a smaller batch .* {need} bytes"
+        ):
+            check_step(what, tokens, need - 1)
+    check_step(spec(), 1 << 30, 1)

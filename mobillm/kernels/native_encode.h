@@ -192,6 +192,9 @@ static bool FN(encode_group)(const struct encode_job *job, size_t first, int cou
         for (int b = 0; b < count; b++)
             FN(look_up)(job->table, codes[b], n);
     int size = (n * job->bits + 7) / 8, record = size + job->trailer;
+    /* What is written is fetched ahead, too; an address past the end is no harm. */
+    for (int line = 0; line < count * record; line += 64)
+        __builtin_prefetch((const void *)((uintptr_t)out + AHEAD + (uintptr_t)line), 1);
     FOR_BITS(job->bits, for (int b = 0; b < count; b++)
         FOR_LENGTH(n, FN(pack)(codes[b], N, BITS, DROP, out + b * record)));
     for (int b = 0; b < count; b++) {

@@ -1,0 +1,101 @@
+"""One fine-tuning run against a server: this process is the device, ``mobillm serve`` is another.
+
+``python -m benchmarks.tuned METHOD TASK --data DIR --seed S --epochs E``, with the defaults of ``mobillm
+finetune``. It prints a line of JSON as :mod:`benchmarks.baselines` does: ``curve`` has one place, the end,
+and its seconds are the CPU time of this process from the first batch on; ``seconds`` is the whole run on
+the wall, ``bytes`` what was sent. With ``--steps N`` it prints what a sample took over the first batches
+instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import mobillm
+from benchmarks.baselines import MAX_LENGTH
+from benchmarks.glue import GLUE
+from benchmarks.rig import DEVICE_CORE, server
+from mobillm.device.batches import make_batches
+from mobillm.device.dataset import Example
+from mobillm.nn.evaluation import evaluate
+from mobillm.nn.sidetuned import SideTuned
+from mobillm.spec import SideSpec
+
+__all__ = ["METHODS", "main"]
+
+METHODS = {"mobillm": "ladder"}
+BATCH = 32
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train once and return what is printed."""
+    task = GLUE[args.task]
+    dataset, dev = task.load(args.data, "train"), task.load(args.data, "dev")
+    examples: Sequence[Example] = dataset.examples[: args.steps * BATCH] if args.steps else dataset.examples
+    backbone = mobillm.Backbone.from_pretrained("smollm2", dtype="bfloat16", taps="every:4")
+    with server() as access, tempfile.TemporaryDirectory() as folder:
+        begun = time.process_time()
+        report = mobillm.finetune(
+            backbone,
+            examples,
+            server=str(access.address),
+            token=access.token,
+            labels=task.labels,
+            side=SideSpec(kind=METHODS[args.method]),
+            epochs=1 if args.steps else args.epochs,
+            batch_size=BATCH,
+            max_length=MAX_LENGTH,
+            seed=args.seed,
+            output=pathlib.Path(folder),
+        )
+        used = time.process_time() - begun
+        if args.steps:
+            return {"seconds_per_sample": used / len(examples), "samples": len(examples)}
+        tuned = SideTuned.from_pretrained(backbone, folder)
+    batches = make_batches(
+        backbone,
+        dev.examples,
+        task="classification",
+        batch_size=BATCH,
+        max_length=MAX_LENGTH,
+        seed=0,
+        ending=tuned.config.ending,
+    )
+    figures = evaluate(tuned, ((batch.input_ids, batch.targets) for batch in batches))
+    score = round(100 * figures[task.metric], 3)
+    return {
+        "curve": [[len(examples) * args.epochs, round(used, 2), score]],
+        "seconds": round(report.seconds, 2),
+        "bytes": report.bytes_sent,
+        "tokens": report.tokens,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train once and print a line of JSON."""
+    parser = argparse.ArgumentParser(prog="benchmarks.tuned", description=__doc__)
+    parser.add_argument("method", choices=METHODS)
+    parser.add_argument("task", choices=GLUE)
+    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="of GLUE")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=0, metavar="N")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {DEVICE_CORE})
+    print(json.dumps(run(args)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Tests of the comparison of methods: what is run once, what is trained, what follows from the figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from rich.console import Console
+
+from benchmarks import baselines, convergence
+from mobillm.device.pipeline import TokenBatch
+
+
+def points(*scores: list[float], **more: Any) -> list[dict[str, Any]]:
+    """Return one run for each seed, with a place after every 100 samples."""
+    return [
+        {"curve": [[100.0 * place, 0.0, score] for place, score in enumerate(run, 1)], **more}
+        for run in scores
+    ]
+
+
+def test_time_until_the_mean_is_half_a_point_below_the_best_of_lora() -> None:
+    """LoRA's best mean decides, in whichever budget it is; our device computes each sample once."""
+    budgets = {
+        "lora": {1: points([70.0, 80.0], [72.0, 84.0]), 2: points([60.0, 81.0], [60.0, 84.0])},
+        "mobillm": {4: points([82.4], [82.0], bytes=5000)},
+    }
+    times = {"lora": {"device": 0.5}, "mobillm": {"device": 0.1, "wall.e4": 25.0}}
+    figures = convergence.summary(budgets, times, 100)
+    assert figures["accuracy.lora"] == 82.5
+    assert figures["accuracy.lora.e1"] == 82.0
+    assert figures["accuracy.lora.e1.seeds"] == [80.0, 84.0]
+    assert figures["device_seconds_to.lora"] == 100.0
+    assert figures["device_seconds_to.mobillm"] == 2.5
+    assert figures["device_speedup_vs_lora.mobillm"] == 40.0
+    assert figures["speedup_vs_lora.mobillm"] == 4.0
+    assert figures["device_seconds.lora"] == 100.0
+    assert figures["device_seconds.mobillm"] == 10.0
+    assert figures["bytes_per_sample.mobillm"] == 50
+
+
+def test_a_method_that_never_gets_there_has_no_time() -> None:
+    """Not reaching LoRA's accuracy is not a time of any kind."""
+    budgets = {"lora": {1: points([80.0])}, "mobillm": {4: points([79.4], bytes=1)}}
+    times = {"lora": {"device": 0.5}, "mobillm": {"device": 0.1, "wall.e4": 25.0}}
+    figures = convergence.summary(budgets, times, 100)
+    assert figures["seconds_to.lora"] == 50.0
+    assert figures["seconds_to.mobillm"] is None
+    assert figures["speedup_vs_lora.mobillm"] is None
+
+
+def test_a_point_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the folder is read; what failed is not in it."""
+    program = tmp_path / "benchmarks" / "fake.py"
+    program.parent.mkdir()
+    (program.parent / "__init__.py").touch()
+    program.write_text(
+        "import pathlib, sys\n"
+        "count = pathlib.Path('count')\n"
+        "count.write_text(count.read_text() + 'x' if count.exists() else 'x')\n"
+        "if sys.argv[1] == 'bad':\n"
+        "    sys.exit(3)\n"
+        "print('{\"curve\": [[1, 2, 3]]}')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    study = convergence.Study("sst2", tmp_path, tmp_path / "points", Console(file=sys.stderr))
+    first = study.point("good", "fake", ["good"])
+    assert study.point("good", "fake", ["good"]) == first
+    assert first["curve"] == [[1, 2, 3]]
+    assert first["command"] == "python -m benchmarks.fake good"
+    assert json.loads((tmp_path / "points" / "sst2-good.json").read_text()) == first
+    with pytest.raises(RuntimeError, match="ended with status 3"):
+        study.point("bad", "fake", ["bad"])
+    with pytest.raises(RuntimeError, match="ended with status 3"):
+        study.point("bad", "fake", ["bad"])
+    assert Path("count").read_text() == "xxx"
+
+
+# PEFT 0.21 knows only the old names of what transformers 5.23 calls activation checkpointing.
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("method", baselines.METHODS)
+def test_what_a_method_trains(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method's weights are fp32 and change; the others are bf16 and stay."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=50,
+    )
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+
+    class Tokenizer:
+        pad_token_id = 0
+
+    monkeypatch.setattr(baselines, "resolve_model", str)
+    monkeypatch.setattr(baselines, "dequantized_directory", lambda path: tmp_path)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda path: Tokenizer())
+    trainee = baselines.Trainee(method, 0)
+    before = {name: value.clone() for name, value in trainee.model.named_parameters()}
+    batch = TokenBatch([[1, 2, 3], [4, 5]], [0, 1])
+    places = list(baselines.train(trainee, [[batch] * 4], 0.1))
+    assert [(samples, half) for samples, _, half in places] == [(2, False), (4, True), (6, False), (8, True)]
+    changed = {name for name, value in trainee.model.named_parameters() if not value.equal(before[name])}
+    assert all(before[name].dtype is torch.float32 for name in changed)
+    wanted = {
+        "full": lambda name: "score" in name or "model." in name,
+        "lora": lambda name: "lora_" in name or "score.modules_to_save" in name,
+        "lora_checkpointing": lambda name: "lora_" in name or "score.modules_to_save" in name,
+        "bitfit": lambda name: "norm" in name or "score" in name,
+        "head": lambda name: "score" in name,
+    }[method]
+    assert changed == {name for name in before if wanted(name)}
+    assert trainee.score([batch], "accuracy") in (0.0, 50.0, 100.0)

@@ -5,13 +5,13 @@ each, over TCP on loopback; the congestion control is set (``--congestion``). Pa
 MiB in all, so that they come from memory. Each is sent as one tensor, in DATA frames with both checksums
 on; beside it, in turn, a bare ``BufferedProtocol`` loop (the ceiling: no frames, no checksums), the same
 with one CRC32C of each payload on both sides, websockets (no compression) and grpcio (no serialization).
-Medians of rounds.
+Each size has processes of its own, since payloads that were freed before leave an allocator warmer or
+colder. Medians of rounds.
 
-Keys: ``table`` has everything; ``ratio_to_ceiling``, ``ratio_to_websockets`` and ``ratio_to_grpc`` are
-the worst cases over 256 KiB and more on uvloop, plain (``ratio_to_ceiling_with_crc`` likewise);
-``overhead_bytes_ratio`` is bytes on the wire for each payload byte at 256 KiB, ``copies_per_payload``
-what user space copies of them on both sides together; ``idle_bytes_per_connection`` see
-:mod:`benchmarks.idle`.
+Keys: ``table`` has everything; ``ratio_to_ceiling``, ``ratio_to_websockets`` and ``ratio_to_grpc`` are the
+worst cases over 256 KiB and more on uvloop, plain (``ratio_to_ceiling_with_crc`` likewise);
+``overhead_bytes_ratio`` is bytes on the wire for each payload byte at 256 KiB, ``copies_per_payload`` what
+user space copies of them on both sides together; ``idle_bytes_per_connection`` see :mod:`benchmarks.idle`.
 """
 
 from __future__ import annotations
@@ -138,16 +138,16 @@ def measure(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
         make_certificates(tls)
         task = progress.add_task("", total=len(groups) * len(SIZES))
         for loop, security in groups:
-            with contextlib.ExitStack() as stack:
-                lanes = {
-                    name: stack.enter_context(Lane(name, loop, tls if security == "tls" else None, pair))
-                    for name in STACKS
-                }
-                for size in SIZES:
-                    progress.update(task, description=f"{loop}, {security}, {size // KIB} KiB")
+            for size in SIZES:
+                progress.update(task, description=f"{loop}, {security}, {size // KIB} KiB")
+                with contextlib.ExitStack() as stack:
+                    lanes = {
+                        name: stack.enter_context(Lane(name, loop, tls if security == "tls" else None, pair))
+                        for name in STACKS
+                    }
                     runs = race(lanes, size, args.rounds, args.seconds)
-                    rows += rows_of(loop, security, size, runs)
-                    progress.advance(task)
+                rows += rows_of(loop, security, size, runs)
+                progress.advance(task)
     return rows
 
 
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.transport", description=__doc__)
     parser.add_argument("--loops", nargs="+", choices=LOOPS, default=["uvloop", "asyncio"])
     parser.add_argument("--securities", nargs="+", choices=SECURITIES, default=SECURITIES)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.2, help="of each run (default: %(default)s)")
     parser.add_argument("--congestion", default="reno", help="of all sockets (default: %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, metavar="F")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def test_what_a_method_trains(method: str, tmp_path: Path, monkeypatch: pytest.M
         num_key_value_heads=1,
         vocab_size=50,
     )
-    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    make: Any = transformers.LlamaForCausalLM
+    make(config).to(dtype=torch.bfloat16).save_pretrained(tmp_path)
 
     class Tokenizer:
         pad_token_id = 0
@@ -111,12 +113,12 @@ def test_what_a_method_trains(method: str, tmp_path: Path, monkeypatch: pytest.M
     assert [(samples, half) for samples, _, half in places] == [(2, False), (4, True), (6, False), (8, True)]
     changed = {name for name, value in trainee.model.named_parameters() if not value.equal(before[name])}
     assert all(before[name].dtype is torch.float32 for name in changed)
-    wanted = {
+    choices: dict[str, Callable[[str], bool]] = {
         "full": lambda name: "score" in name or "model." in name,
         "lora": lambda name: "lora_" in name or "score.modules_to_save" in name,
         "lora_checkpointing": lambda name: "lora_" in name or "score.modules_to_save" in name,
         "bitfit": lambda name: "norm" in name or "score" in name,
         "head": lambda name: "score" in name,
-    }[method]
-    assert changed == {name for name in before if wanted(name)}
+    }
+    assert changed == {name for name in before if choices[method](name)}
     assert trainee.score([batch], "accuracy") in (0.0, 50.0, 100.0)

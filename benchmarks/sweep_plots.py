@@ -89,7 +89,7 @@ def _bars(grid: Known, path: pathlib.Path) -> pathlib.Path:
         axes.set_title(f"{rate:g} Mbit/s")
         axes.set_xlabel("bits")
     parts[0].set_ylabel("seconds")
-    parts[-1].legend()
+    figure.legend(*parts[-1].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=110)
     return path
 
@@ -109,7 +109,11 @@ def _accuracy(trained: Known, path: pathlib.Path) -> pathlib.Path:
         if point.side != "ladder":
             name += f", {point.side}, {point.tokens}"
         axes.annotate(
-            name, (size, figures["accuracy"]), textcoords="offset points", xytext=(5, 4), fontsize=8
+            name,
+            (size, figures["accuracy"]),
+            textcoords="offset points",
+            xytext=(5, -12 if special else 4),
+            fontsize=8,
         )
     axes.set_xscale("log")
     axes.set_xlabel("MB sent")

@@ -2,11 +2,12 @@
 
 ``python -m benchmarks.tail --data train.tsv --json F``. The same batches of real sentences go through the
 layers below the tap and are packed, as ``mobillm finetune --side-kind tail`` does, and through a step of
-PEFT's LoRA (rank 8, every linear layer, the backbone in bf16), in turns, one thread. Sending is not in it.
+PEFT's LoRA (rank 8, the backbone in bf16), in turns, one thread. Sending is not in it.
 
-Keys: ``milliseconds.tail`` and ``milliseconds.lora`` (of a sample, medians of the rounds), ``spread.*``
-(least and largest), ``ratio.lora_over_tail`` (of one epoch; the device computes one, whatever their number)
-and ``bytes_per_token``.
+Keys: ``milliseconds.<method>`` of a sample, medians of the rounds, for ``tail``, ``lora`` (every linear
+layer) and ``lora_qv`` (query and value projections); ``spread.<method>`` (least and largest);
+``ratio.<lora>_over_tail`` (of one epoch; the device computes one, whatever their number);
+``bytes_per_token``.
 """
 
 from __future__ import annotations
@@ -64,10 +65,12 @@ def device_pass(backbone: StreamedBackbone, batches: Batches) -> Callable[[], in
     return work
 
 
-def lora_steps(model: Any, batches: Batches) -> Callable[[], None]:
+def lora_steps(source: str, modules: Sequence[str], batches: Batches) -> Callable[[], None]:
     """Return LoRA's steps on the batches."""
+    kind: Any = transformers.AutoModelForSequenceClassification
+    model = kind.from_pretrained(source, dtype=torch.bfloat16, num_labels=2).train()
     config = peft.LoraConfig(
-        r=8, lora_alpha=16, target_modules=list(MODULES["llama"]), task_type=peft.TaskType.SEQ_CLS
+        r=8, lora_alpha=16, target_modules=list(modules), task_type=peft.TaskType.SEQ_CLS
     )
     wrapped: Any = peft.get_peft_model(model, config)
     optimizer = torch.optim.AdamW((p for p in wrapped.parameters() if p.requires_grad), lr=5e-4)
@@ -97,8 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     source, _ = model_source("smollm2", None, None)
     with quiet_loading():
         backbone = StreamedBackbone.from_pretrained(source, dtype="bfloat16", taps="third")
-        kind: Any = transformers.AutoModelForSequenceClassification
-        model = kind.from_pretrained(source, dtype=torch.bfloat16, num_labels=2).train()
     found = load_examples(args.data, task="classification", limit=BATCH * args.batches).examples
     examples = sorted(found, key=lambda example: len(example.text))  # both with little padding
     batches: Batches = []
@@ -106,20 +107,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         part = examples[first : first + BATCH]
         ids = backbone.tokenize([example.text for example in part], 128)
         batches.append((ids, [int(example.target or 0) for example in part]))
-    ours, theirs = device_pass(backbone, batches), lora_steps(model, batches)
+    ours = device_pass(backbone, batches)
+    work: dict[str, Callable[[], object]] = {"tail": ours}
+    with quiet_loading():
+        work["lora"] = lora_steps(source, MODULES["llama"], batches)
+        work["lora_qv"] = lora_steps(source, ["q_proj", "v_proj"], batches)
     tokens = sum(len(sample) for ids, _ in batches for sample in ids)
     size = ours()
-    times: dict[str, list[float]] = {"tail": [], "lora": []}
+    times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(args.rounds):
-        for name, work in (("tail", ours), ("lora", theirs)):
+        for name, run in work.items():
             start = time.monotonic()
-            work()
+            run()
             times[name].append(1e3 * (time.monotonic() - start) / len(examples))
     figures: dict[str, Any] = {"samples": len(examples), "tokens": tokens}
     for name, values in times.items():
         figures[f"milliseconds.{name}"] = round(statistics.median(values), 2)
         figures[f"spread.{name}"] = [round(min(values), 2), round(max(values), 2)]
-    figures["ratio.lora_over_tail"] = round(figures["milliseconds.lora"] / figures["milliseconds.tail"], 2)
+    for name in ("lora", "lora_qv"):
+        ratio = figures[f"milliseconds.{name}"] / figures["milliseconds.tail"]
+        figures[f"ratio.{name}_over_tail"] = round(ratio, 2)
     figures["bytes_per_token"] = round(size / tokens, 1)
     if args.json is not None:
         write_json(args.json, figures)

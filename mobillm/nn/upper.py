@@ -21,12 +21,17 @@ from .architectures import architecture_of
 from .lora import LoRALinear
 from .ragged import Ragged
 
-__all__ = ["RECOMPUTE", "FrozenLayers", "UpperLayers"]
+__all__ = ["KEPT", "FrozenLayers", "UpperLayers", "inner_bytes"]
 
 _ATTENTION = "mobillm_ragged"
-# Tokens of a batch from which on what a layer computes inside is not kept for the backward pass but computed
-# again: it takes some tens of KiB for each token and layer.
-RECOMPUTE = 4096
+# Bytes that what layers compute inside may take until the backward pass; beyond that it is computed again.
+KEPT = 2 << 30
+
+
+def inner_bytes(spec: SessionSpec) -> int:
+    """Return what a tail's layers compute inside for one token in training, in bytes: half of it in fp32."""
+    assert spec.tail is not None
+    return len(spec.tail.layers) * 4 * (12 * spec.model.hidden_size + 6 * spec.tail.intermediate_size)
 
 
 def _attend(
@@ -126,6 +131,7 @@ class UpperLayers(nn.Module):
         config = known.config(spec, spec.tail)
         config._attn_implementation = _ATTENTION
         self._place = known.place
+        self._inner = inner_bytes(spec)
         width = spec.model.hidden_size
         with torch.device("meta"):
             self.layers = nn.ModuleList(known.layer(config, n) for n in range(len(spec.tail.layers)))
@@ -163,7 +169,7 @@ class UpperLayers(nn.Module):
         named: dict[str, Any] = {"layout": layout}
         if self.inv_freq is not None:
             named["position_embeddings"] = self._rotations(layout, hidden.dtype)
-        again = torch.is_grad_enabled() and layout.tokens > RECOMPUTE
+        again = torch.is_grad_enabled() and layout.tokens * self._inner > KEPT
         for layer in self.layers:
             if again:
                 hidden = cast(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ConfigError
-from ..nn.upper import RECOMPUTE
+from ..nn.upper import KEPT, inner_bytes
 from ..spec import SessionSpec
 
 __all__ = ["Memory", "check_step"]
@@ -25,9 +25,10 @@ def check_step(spec: SessionSpec, tokens: int, limit: int) -> None:
         return
     width, inner, layers = spec.model.hidden_size, spec.tail.intermediate_size, len(spec.tail.layers)
     weights = 2 * layers * (4 * width * width + 3 * width * inner)
-    inside = 4 * (12 * width + 6 * inner)  # of a token in one layer, half of the states in fp32
-    kept = layers * inside if tokens <= RECOMPUTE else layers * 2 * width + inside
-    need = weights + tokens * kept
+    inside = tokens * inner_bytes(spec)
+    if inside > KEPT:  # then of one layer at a time, and the hidden states between them
+        inside = inside // layers + tokens * layers * 2 * width
+    need = weights + inside
     if need > limit:
         expected = f"a smaller batch or a higher tap: the step would take {need} bytes of {limit}"
         raise ConfigError("the batch's number of tokens", tokens, expected)

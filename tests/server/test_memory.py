@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mobillm.errors import ConfigError, ErrorCode, RemoteError
 from mobillm.nn.backbone import Backbone
-from mobillm.nn.upper import RECOMPUTE
+from mobillm.nn.upper import KEPT
 from mobillm.options import Limits
 from mobillm.server.memory import Memory, check_step
 from tests.conftest import Run
@@ -89,7 +89,8 @@ def test_steps_of_a_tail() -> None:
     """[B-45] A batch that needs one byte too much is refused, small and large ones by their own measure."""
     what, _ = tail_session(Backbone.from_model(tiny_model("llama"), name="tiny", taps=[1]))
     weights, inside = 2 * 2 * (4 * 16 * 16 + 3 * 16 * 24), 4 * (12 * 16 + 6 * 24)
-    for tokens, kept in ((RECOMPUTE, 2 * inside), (RECOMPUTE + 1, 2 * 2 * 16 + inside)):
+    most = KEPT // (2 * inside)
+    for tokens, kept in ((most, 2 * inside), (most + 1, 2 * 2 * 16 + inside)):
         need = weights + tokens * kept
         check_step(what, tokens, need)
         with pytest.raises(

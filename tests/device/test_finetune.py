@@ -241,7 +241,7 @@ SPEC_FIELDS = {
     "task": None,
     "outputs": None,
     "model": {"name", "hidden_size", "layers", "taps"},
-    "side": {"kind", "width", "heads", "dropout", "causal", "pool"},
+    "side": {"kind", "width", "heads", "rank", "dropout", "causal", "pool"},
     "optimizer": {"lr", "weight_decay", "schedule", "warmup", "clip", "ema"},
     "codec": {"format", "block", "equalize", "bits"},
     "epochs": None,
@@ -251,6 +251,7 @@ SPEC_FIELDS = {
     "head": None,
     "trace": None,
     "tokens": None,
+    "tail": None,
 }
 
 

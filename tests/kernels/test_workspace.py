@@ -44,7 +44,8 @@ def test_each_thread_has_its_own() -> None:
 
 def test_memory_begins_with_a_line() -> None:
     """New memory has the size that was asked for, at an address that is a multiple of 64."""
-    for size in (0, 1, 64, 1000):
+    assert aligned(0).nbytes == 0  # which begins nowhere
+    for size in (1, 64, 1000):
         memory = aligned(size)
         assert memory.nbytes == size
         assert memory.ctypes.data % 64 == 0

@@ -49,8 +49,6 @@ def _headers() -> Cases:
         ("F-17", "a wrong header checksum", _damaged(whole, 24), E.CRC_HEADER),
         ("F-17", "a damaged length", _damaged(whole, 11), E.CRC_HEADER),
         ("F-18", "version byte 2", raw_frame(T.PING, PING, version=2), E.UNSUPPORTED_VERSION),
-        ("F-19", "a reserved bit", raw_frame(T.PING, PING, reserved=1), E.PROTOCOL),
-        ("F-20", "a critical flag", raw_frame(T.PING, PING, flags=4), E.PROTOCOL),
         ("F-21", "seq 2^63", raw_frame(T.PING, PING, seq=1 << 63), E.PROTOCOL),
         ("F-22", "a body of 2^32 - 1 bytes", raw_frame(T.WEIGHTS, b"", body_size=2**32 - 1), E.FRAME_SIZE),
         ("F-23", "a map of 4097 bytes", raw_frame(T.WEIGHTS, b"", body_size=4096, meta_size=4097), E.LIMIT),
@@ -64,6 +62,14 @@ def _headers() -> Cases:
         ("F-25", "a wrong body checksum", _damaged(whole, 31), E.CRC_BODY),
         ("F-25", "a damaged body", _damaged(whole, len(whole) - 1), E.CRC_BODY),
         ("F-7 F-26", "a good frame after a bad one", _damaged(whole, 24) + whole, E.CRC_HEADER),
+    ]
+    wrong += [
+        ("F-19", f"reserved bit {bit}", raw_frame(T.PING, PING, reserved=1 << bit), E.PROTOCOL)
+        for bit in range(16)
+    ]
+    wrong += [
+        ("F-20", f"critical flag {bit}", raw_frame(T.PING, PING, flags=1 << bit), E.PROTOCOL)
+        for bit in range(8)
     ]
     cases: Cases = []
     for ids, title, data, code in wrong:

@@ -10,6 +10,13 @@
  */
 
 enum { FN(GROUP) = 16 };
+/* Whether codes that are bytes are written where they belong at once: not where the compiler makes the vectors,
+ * which have to know that what they read stays as it is. */
+#ifdef NATIVE_AVX2
+enum { FN(IN_PLACE) = 1 };
+#else
+enum { FN(IN_PLACE) = 0 };
+#endif
 
 /* Smallest and largest value of a block, as keys: numbers that are ordered like the values, with NaN at the
  * ends. Unlike fp32 numbers, integers may be compared in any order, which vector reductions need. */
@@ -26,10 +33,82 @@ INLINE void FN(extremes)(const loose_f32 *x, int n, int32_t *low,
     *high = most;
 }
 
+#ifdef NATIVE_AVX2
+/* Folds 8 vectors to one whose lane b is the smallest, or with `most` the largest, number of vector b. */
+INLINE __m256 FN(fold)(const __m256 *of, bool most)
+{
+    __m256 pairs[4], fours[2];
+#define FOLD(a, b) (most ? _mm256_max_ps(a, b) : _mm256_min_ps(a, b))
+    for (int i = 0; i < 4; i++)
+        pairs[i] = FOLD(_mm256_unpacklo_ps(of[2 * i], of[2 * i + 1]), _mm256_unpackhi_ps(of[2 * i], of[2 * i + 1]));
+    for (int i = 0; i < 2; i++)
+        fours[i] = FOLD(_mm256_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0x44),
+                        _mm256_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0xEE));
+    return FOLD(_mm256_permute2f128_ps(fours[0], fours[1], 0x20), _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
+#undef FOLD
+}
+
+/* Extremes of 8 blocks of a multiple of 16 values. fp32 numbers are compared as they are, and NaN, which gets
+ * lost on the way, is looked for apart: half the instructions of making keys first. */
+INLINE void FN(extremes_of_8)(const loose_f32 *const *x, int n, int32_t *low, int32_t *high)
+{
+    __m256 least[8], most[8], nan = _mm256_setzero_ps();
+    for (int b = 0; b < 8; b++) {
+        __m256 smaller = _mm256_loadu_ps((const float *)x[b]), larger = smaller;
+        for (int i = 0; i < n; i += 16) {
+            __m256 first = _mm256_loadu_ps((const float *)x[b] + i);
+            __m256 second = _mm256_loadu_ps((const float *)x[b] + i + 8);
+            smaller = _mm256_min_ps(_mm256_min_ps(smaller, first), second);
+            larger = _mm256_max_ps(_mm256_max_ps(larger, first), second);
+            nan = _mm256_or_ps(nan, _mm256_cmp_ps(first, second, _CMP_UNORD_Q)); /* one of the two is NaN */
+        }
+        least[b] = smaller;
+        most[b] = larger;
+    }
+    for (int side = 0; side < 2; side++) {
+        __m256i bits = _mm256_castps_si256(FN(fold)(side ? most : least, side));
+        __m256i turned = _mm256_srli_epi32(_mm256_srai_epi32(bits, 31), 1);
+        _mm256_storeu_si256((__m256i *)(side ? high : low), _mm256_xor_si256(bits, turned));
+    }
+    if (_mm256_movemask_ps(nan))
+        high[0] = INT32_MAX;
+}
+#endif
+
+/* Extremes of all blocks of a group. */
+INLINE void FN(search)(const loose_f32 *const *x, int count, int n, int32_t *low, int32_t *high)
+{
+    int b = 0;
+#ifdef NATIVE_AVX2
+    for (; n % 16 == 0 && b + 8 <= count; b += 8)
+        FOR_LENGTH(n, FN(extremes_of_8)(x + b, N, low + b, high + b));
+#endif
+    for (; b < count; b++)
+        FOR_LENGTH(n, FN(extremes)(x[b], N, &low[b], &high[b]));
+}
+
 INLINE void FN(quantize)(const loose_f32 *x, int n, float base,
                                                                float inverse, int32_t top, uint8_t *codes)
 {
-    for (int i = 0; i < n; i++) {
+    int i = 0;
+#ifdef NATIVE_AVX2
+    /* Narrowing limits numbers to those of 16 and 8 bits, and leaves each half of a vector in its half. */
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256 bases = _mm256_set1_ps(base), inverses = _mm256_set1_ps(inverse);
+    for (; i + 32 <= n; i += 32) {
+        __m256i code[4];
+        for (int j = 0; j < 4; j++) {
+            __m256 from_base = _mm256_sub_ps(_mm256_loadu_ps((const float *)x + i + 8 * j), bases);
+            code[j] = _mm256_cvtps_epi32(_mm256_mul_ps(from_base, inverses));
+        }
+        __m256i words = _mm256_packs_epi32(code[0], code[1]), others = _mm256_packs_epi32(code[2], code[3]);
+        __m256i octets = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, others), order);
+        if (top < 255)
+            octets = _mm256_min_epu8(octets, _mm256_set1_epi8((char)top));
+        _mm256_storeu_si256((__m256i *)(codes + i), octets);
+    }
+#endif
+    for (; i < n; i++) {
         int32_t code = rounded((x[i] - base) * inverse);
         if (top < 255) { /* the 8-bit steps are made to fit, with no fp16 number in between */
             code = code < 0 ? 0 : code;
@@ -76,9 +155,15 @@ INLINE void FN(widen)(const struct encode_job *job, size_t first, const loose_f3
 {
     const loose_f32 *x = (const loose_f32 *)job->x + first;
     const loose_u16 *halves = (const loose_u16 *)job->x + first;
-    if (job->kind == KIND_F32 && factors)
-        for (int i = 0; i < n; i++)
+    if (job->kind == KIND_F32 && factors) {
+        int i = 0;
+#ifdef NATIVE_AVX2
+        for (; i + 8 <= n; i += 8)
+            _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_loadu_ps((const float *)x + i), _mm256_loadu_ps((const float *)factors + i)));
+#endif
+        for (; i < n; i++)
             out[i] = x[i] * factors[i];
+    }
     else if (job->kind == KIND_F32)
         for (int i = 0; i < n; i++)
             out[i] = x[i];
@@ -130,6 +215,7 @@ static void FN(choose_scales)(enum format format, int bits, const float *low, co
             base[b] = -largest;
             inverse[b] = format == F8 ? 448.0f / atleast : 255.0f / (twice + 1e-8f);
             first[b] = to_half(largest);
+            second[b] = 0;
         }
     }
     for (int b = 0; b < FN(GROUP); b++) { /* no negative zero */
@@ -150,6 +236,17 @@ INLINE void FN(quantize_block)(const struct encode_job *job,
         FN(quantize)(x, n, base, inverse, 255, codes);
 }
 
+/* Fetches the values that a block's place in a later group holds; an address past the end is no harm. */
+INLINE void FN(fetch)(uintptr_t address, int n, enum kind kind)
+{
+    if (kind == KIND_F32)
+        for (int line = 0; line < 4 * n; line += 64)
+            __builtin_prefetch((const void *)(address + (uintptr_t)line));
+    else
+        for (int line = 0; line < 2 * n; line += 64)
+            __builtin_prefetch((const void *)(address + (uintptr_t)line));
+}
+
 /* Encodes up to GROUP blocks of n values, from value `first` on, to records; false when a value is refused. */
 static bool FN(encode_group)(const struct encode_job *job, size_t first, int count, int n, uint8_t *out)
 {
@@ -158,19 +255,21 @@ static bool FN(encode_group)(const struct encode_job *job, size_t first, int cou
     const loose_f32 *source[FN(GROUP)];
     int32_t low[FN(GROUP)] = {0}, high[FN(GROUP)] = {0};
     float lows[FN(GROUP)], highs[FN(GROUP)];
-    struct FN(scales) scales = {0};
-    const loose_f32 *factors = job->factors ? job->factors + first % job->width : NULL;
-    bool direct = job->kind == KIND_F32 && !job->factors;
-    size_t value = job->kind == KIND_F32 ? 4 : 2;
-    for (int b = 0; b < count; b++) {
-        source[b] = values[b];
-        if (direct)
+    struct FN(scales) scales;
+    enum kind kind = job->kind;
+    int size = (n * job->bits + 7) / 8, trailer = job->trailer, record = size + trailer;
+    if (kind == KIND_F32 && !job->factors) {
+        for (int b = 0; b < count; b++)
             source[b] = (const loose_f32 *)job->x + first + b * n;
-        else
+    } else {
+        const loose_f32 *factors = job->factors ? job->factors + first % job->width : NULL;
+        for (int b = 0; b < count; b++) {
+            source[b] = values[b];
             FOR_LENGTH(n, FN(widen)(job, first + (size_t)(b * n), factors, N, values[b]));
-        factors = next_factors(job->factors, factors, n, job->width);
-        FOR_LENGTH(n, FN(extremes)(source[b], N, &low[b], &high[b]));
+            factors = next_factors(job->factors, factors, n, job->width);
+        }
     }
+    FN(search)(source, count, n, low, high);
     bool fine = true;
     for (int b = 0; b < FN(GROUP); b++) {
         fine &= high[b] <= HALF_MAX && low[b] >= ~HALF_MAX;
@@ -180,28 +279,33 @@ static bool FN(encode_group)(const struct encode_job *job, size_t first, int cou
     if (!fine)
         return false;
     FN(choose_scales)(job->format, job->bits, lows, highs, &scales);
-    /* Fetched two groups ahead, so that memory is read in every step and not only in the first. An address
-     * past the end is no harm. */
-    uintptr_t ahead = (uintptr_t)job->x + (first + 2 * FN(GROUP) * (size_t)n) * value;
-    for (int b = 0; b < count; b++, ahead += value * (size_t)n) {
-        for (uintptr_t line = 0; line < value * (size_t)n; line += 64)
-            __builtin_prefetch((const void *)(ahead + line));
-        FOR_LENGTH(n, FN(quantize_block)(job, source[b], N, scales.base[b], scales.inverse[b], codes[b]));
+    bool in_place = FN(IN_PLACE) && is_asym(job->format) && job->bits == 8;
+    /* Two groups ahead, so that memory is read in every step and not only in the first. */
+    uintptr_t ahead = (uintptr_t)job->x + (first + 2 * FN(GROUP) * (size_t)n) * (kind == KIND_F32 ? 4 : 2);
+    for (int b = 0; b < count; b++, ahead += (kind == KIND_F32 ? 4 : 2) * (size_t)n) {
+        uint8_t *to = in_place ? out + b * record : codes[b];
+        FOR_LENGTH(n, FN(fetch)(ahead, N, kind);
+                   FN(quantize_block)(job, source[b], N, scales.base[b], scales.inverse[b], to));
     }
     if (job->table)
         for (int b = 0; b < count; b++)
             FN(look_up)(job->table, codes[b], n);
-    int size = (n * job->bits + 7) / 8, record = size + job->trailer;
-    /* What is written is fetched ahead, too; an address past the end is no harm. */
-    for (int line = 0; line < count * record; line += 64)
+#ifndef NATIVE_AVX2 /* where fetching what will be overwritten takes longer than it saves */
+    for (int line = 0; line < count * record; line += 64) /* an address past the end is no harm */
         __builtin_prefetch((const void *)((uintptr_t)out + AHEAD + (uintptr_t)line), 1);
-    FOR_BITS(job->bits, for (int b = 0; b < count; b++)
-        FOR_LENGTH(n, FN(pack)(codes[b], N, BITS, DROP, out + b * record)));
-    for (int b = 0; b < count; b++) {
-        memcpy(out + b * record + size, &scales.trailer[0][b], 2);
-        if (job->trailer == 4)
-            memcpy(out + b * record + size + 2, &scales.trailer[1][b], 2);
-    }
+#endif
+    if (!in_place)
+        FOR_BITS(job->bits, for (int b = 0; b < count; b++)
+            FOR_LENGTH(n, FN(pack)(codes[b], N, BITS, DROP, out + b * record)));
+    uint8_t *end = out + size;
+    if (trailer == 4)
+        for (int b = 0; b < count; b++, end += record) {
+            uint32_t both = scales.trailer[0][b] | (uint32_t)scales.trailer[1][b] << 16;
+            memcpy(end, &both, 4);
+        }
+    else
+        for (int b = 0; b < count; b++, end += record)
+            memcpy(end, &scales.trailer[0][b], 2);
     return true;
 }
 

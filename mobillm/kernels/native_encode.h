@@ -2,16 +2,17 @@
  *
  * native.c includes this file once for each instruction set, with the macro FN giving the functions a suffix
  * and NATIVE_AVX512 or NATIVE_AVX2 defined where those instructions may be used. The loops are plain C in a
- * form that compilers turn into vector instructions; the steps are those of docs/packed-tensors.md, each
- * rounded once (-ffp-contract=off), so that every instruction set gives the same bytes.
+ * form that compilers turn into vector instructions, and for AVX2, which narrows only within halves of vectors,
+ * instructions chosen by hand; the steps are those of docs/packed-tensors.md, each rounded once
+ * (-ffp-contract=off), so that every instruction set gives the same bytes.
  *
  * A group of blocks goes through one step after the other while it is in the first-level cache: the division
  * and the rounding of 16 blocks' scales then are vector operations too, and no step waits for the one before.
  */
 
 enum { FN(GROUP) = 16 };
-/* Whether codes that are bytes are written where they belong at once: not where the compiler makes the vectors,
- * which have to know that what they read stays as it is. */
+/* Whether codes that are bytes are written where they belong at once: not where compilers make the vectors, as
+ * it would have to know that what is read stays as it is. */
 #ifdef NATIVE_AVX2
 enum { FN(IN_PLACE) = 1 };
 #else
@@ -39,12 +40,16 @@ INLINE __m256 FN(fold)(const __m256 *of, bool most)
 {
     __m256 pairs[4], fours[2];
 #define FOLD(a, b) (most ? _mm256_max_ps(a, b) : _mm256_min_ps(a, b))
-    for (int i = 0; i < 4; i++)
-        pairs[i] = FOLD(_mm256_unpacklo_ps(of[2 * i], of[2 * i + 1]), _mm256_unpackhi_ps(of[2 * i], of[2 * i + 1]));
-    for (int i = 0; i < 2; i++)
-        fours[i] = FOLD(_mm256_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0x44),
-                        _mm256_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0xEE));
-    return FOLD(_mm256_permute2f128_ps(fours[0], fours[1], 0x20), _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
+    for (int i = 0; i < 4; i++) {
+        __m256 a = of[2 * i], b = of[2 * i + 1];
+        pairs[i] = FOLD(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    }
+    for (int i = 0; i < 2; i++) {
+        __m256 a = pairs[2 * i], b = pairs[2 * i + 1];
+        fours[i] = FOLD(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xEE));
+    }
+    __m256 a = fours[0], b = fours[1];
+    return FOLD(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 #undef FOLD
 }
 
@@ -131,11 +136,38 @@ INLINE void FN(quantize_f8)(const loose_f32 *x, int n, float inverse,
     }
 }
 
+/* The runs of equal codes that a table of 256 points consists of. To compare points with the ends of all runs
+ * takes a fourth of the time of looking them up one by one. */
+struct FN(runs) {
+    uint8_t code[32]; /* twice, for both halves of a vector */
+    int8_t last[16];  /* the last point of a run, less 128: there are only signed comparisons */
+    int count;        /* above 16: too many, the points have to be looked up */
+};
+
+#ifdef NATIVE_AVX2
+static void FN(find_runs)(const uint8_t *table, struct FN(runs) *runs)
+{
+    memset(runs->last, 127, sizeof runs->last); /* nothing is larger */
+    runs->code[0] = runs->code[16] = table[0];
+    runs->count = 1;
+    for (int i = 1; i < 256 && runs->count <= 16; i++) {
+        if (table[i] == table[i - 1])
+            continue;
+        if (runs->count < 16) {
+            runs->last[runs->count - 1] = (int8_t)(i - 1 - 128);
+            runs->code[runs->count] = runs->code[runs->count + 16] = table[i];
+        }
+        runs->count++;
+    }
+}
+#endif
+
 /* Grid points to codes, in place. */
-static inline void FN(look_up)(const uint8_t *table, uint8_t *codes, int n)
+static inline void FN(look_up)(const uint8_t *table, const struct FN(runs) *runs, uint8_t *codes, int n)
 {
     int i = 0;
-#ifdef NATIVE_AVX512
+    (void)runs;
+#if defined NATIVE_AVX512
     const __m512i *quarter = (const __m512i *)table;
     __m512i a = _mm512_loadu_si512(quarter), b = _mm512_loadu_si512(quarter + 1);
     __m512i c = _mm512_loadu_si512(quarter + 2), d = _mm512_loadu_si512(quarter + 3);
@@ -144,6 +176,17 @@ static inline void FN(look_up)(const uint8_t *table, uint8_t *codes, int n)
         __m512i lower = _mm512_permutex2var_epi8(a, point, b), upper = _mm512_permutex2var_epi8(c, point, d);
         __m512i code = _mm512_mask_blend_epi8(_mm512_movepi8_mask(point), lower, upper);
         _mm512_storeu_si512(codes + i, code);
+    }
+#elif defined NATIVE_AVX2
+    __m256i change[15], code_of = _mm256_loadu_si256((const __m256i *)runs->code);
+    for (int r = 0; r < 15; r++)
+        change[r] = _mm256_set1_epi8(runs->last[r]);
+    for (; runs->count <= 16 && i + 32 <= n; i += 32) {
+        __m256i point = _mm256_loadu_si256((const __m256i *)(codes + i)), run = _mm256_setzero_si256();
+        point = _mm256_xor_si256(point, _mm256_set1_epi8(-128));
+        for (int r = 0; r < 15; r++)
+            run = _mm256_sub_epi8(run, _mm256_cmpgt_epi8(point, change[r]));
+        _mm256_storeu_si256((__m256i *)(codes + i), _mm256_shuffle_epi8(code_of, run));
     }
 #endif
     for (; i < n; i++)
@@ -158,8 +201,10 @@ INLINE void FN(widen)(const struct encode_job *job, size_t first, const loose_f3
     if (job->kind == KIND_F32 && factors) {
         int i = 0;
 #ifdef NATIVE_AVX2
-        for (; i + 8 <= n; i += 8)
-            _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_loadu_ps((const float *)x + i), _mm256_loadu_ps((const float *)factors + i)));
+        for (; i + 8 <= n; i += 8) {
+            __m256 of_channels = _mm256_loadu_ps((const float *)factors + i);
+            _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_loadu_ps((const float *)x + i), of_channels));
+        }
 #endif
         for (; i < n; i++)
             out[i] = x[i] * factors[i];
@@ -248,7 +293,8 @@ INLINE void FN(fetch)(uintptr_t address, int n, enum kind kind)
 }
 
 /* Encodes up to GROUP blocks of n values, from value `first` on, to records; false when a value is refused. */
-static bool FN(encode_group)(const struct encode_job *job, size_t first, int count, int n, uint8_t *out)
+static bool FN(encode_group)(const struct encode_job *job, const struct FN(runs) *runs, size_t first,
+                             int count, int n, uint8_t *out)
 {
     _Alignas(64) float values[FN(GROUP)][LONGEST];
     _Alignas(64) uint8_t codes[FN(GROUP)][LONGEST];
@@ -289,7 +335,7 @@ static bool FN(encode_group)(const struct encode_job *job, size_t first, int cou
     }
     if (job->table)
         for (int b = 0; b < count; b++)
-            FN(look_up)(job->table, codes[b], n);
+            FN(look_up)(job->table, runs, codes[b], n);
 #ifndef NATIVE_AVX2 /* where fetching what will be overwritten takes longer than it saves */
     for (int line = 0; line < count * record; line += 64) /* an address past the end is no harm */
         __builtin_prefetch((const void *)((uintptr_t)out + AHEAD + (uintptr_t)line), 1);
@@ -309,12 +355,13 @@ static bool FN(encode_group)(const struct encode_job *job, size_t first, int cou
     return true;
 }
 
-static bool FN(encode_blocks)(const struct encode_job *job, size_t first, size_t blocks, int n, uint8_t *out)
+static bool FN(encode_blocks)(const struct encode_job *job, const struct FN(runs) *runs, size_t first,
+                              size_t blocks, int n, uint8_t *out)
 {
     size_t record = ((size_t)n * (size_t)job->bits + 7) / 8 + (size_t)job->trailer;
     for (size_t b = 0; b < blocks; b += FN(GROUP)) {
         int count = blocks - b < FN(GROUP) ? (int)(blocks - b) : FN(GROUP);
-        if (!FN(encode_group)(job, first + b * (size_t)n, count, n, out + b * record))
+        if (!FN(encode_group)(job, runs, first + b * (size_t)n, count, n, out + b * record))
             return false;
     }
     return true;
@@ -355,15 +402,21 @@ static bool FN(encode)(const struct encode_job *job)
 {
     if (job->format < ASYM2)
         return FN(encode_plain)(job);
+    struct FN(runs) runs = {0};
+#ifdef NATIVE_AVX2
+    if (job->table)
+        FN(find_runs)(job->table, &runs);
+#endif
     size_t full = job->width / (size_t)job->block, rest = job->width % (size_t)job->block;
     if (!rest)
-        return FN(encode_blocks)(job, 0, job->rows * full, job->block, job->out);
+        return FN(encode_blocks)(job, &runs, 0, job->rows * full, job->block, job->out);
     size_t short_record = (rest * (size_t)job->bits + 7) / 8 + (size_t)job->trailer;
     for (size_t row = 0; row < job->rows; row++) {
         size_t first = row * job->width;
         uint8_t *out = job->out + row * job->row_size;
-        if (!FN(encode_blocks)(job, first, full, job->block, out) ||
-            !FN(encode_blocks)(job, first + job->width - rest, 1, (int)rest, out + job->row_size - short_record))
+        if (!FN(encode_blocks)(job, &runs, first, full, job->block, out) ||
+            !FN(encode_blocks)(job, &runs, first + job->width - rest, 1, (int)rest,
+                               out + job->row_size - short_record))
             return false;
     }
     return true;

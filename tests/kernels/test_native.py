@@ -146,14 +146,33 @@ def test_every_trailer_decodes_as_in_numpy(level: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf, 65504.004, -65504.004])
 def test_each_bad_value_is_seen_at_each_place(level: str, bad: float) -> None:
     """No place of a block, a short block, a group or a row hides a value that cannot be packed."""
-    x = sample(18, 100)
-    for place in range(x.size):
-        before, x.flat[place] = x.flat[place], bad
-        assert encode(x, (Format.ASYM4, Format.NF4, Format.F16)[place % 3]) is None
-        x.flat[place] = before
+    for x in (sample(10, 128), sample(18, 100)):
+        for place in range(x.size):
+            before, x.flat[place] = x.flat[place], bad
+            assert encode(x, (Format.ASYM4, Format.NF4, Format.F16)[place % 3]) is None
+            x.flat[place] = before
     x[7, 70] = bad
     assert (encode(x, Format.F32) is None) == (not math.isfinite(bad))
     assert (encode(x, Format.BF16) is None) == (not math.isfinite(bad))
+
+
+@pytest.mark.parametrize("runs", [1, 2, 15, 16, 17, 18, 256])
+def test_any_table_of_codes_is_looked_up(level: str, runs: int) -> None:
+    """Each of the 256 points at each place of a block, with few changes of code along the table or many."""
+    extension: Any = native._extension
+    ends = np.linspace(0, 256, runs + 1).astype(int)
+    table = np.repeat(np.random.default_rng(6).permutation(runs) % 16, np.diff(ends)).astype(np.uint8)
+    for block in BLOCKS:
+        points = np.add.outer(np.arange(256), np.arange(block - 2)) % 256
+        x = np.empty((256, block), np.float32)
+        x[:, :-2] = points / 127.5 - 1
+        x[:, -2:] = -1, 1  # the points lie between the extremes
+        packed = np.empty(len(x) * (block // 2 + 2), np.uint8)
+        arguments = (x, 0, packed, Format.NF4, block, block, None, table)
+        assert extension.encode(*arguments, len(native.LEVELS) - 1)
+        codes = packed.reshape(len(x), -1)[:, :-2]
+        nibbles = np.stack([codes & 15, codes >> 4], axis=2).reshape(x.shape)
+        assert (nibbles[:, :-2] == table[points]).all()
 
 
 @pytest.mark.usefixtures("flushed")

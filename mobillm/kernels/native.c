@@ -23,6 +23,7 @@
 #endif
 #if defined(__x86_64__) && !defined(__clang__)
 #define HAS_LEVELS /* Clang has no pragma that sets the target of intrinsic functions' callers */
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -201,7 +202,7 @@ INLINE const loose_f32 *next_factors(const loose_f32 *first, const loose_f32 *fa
 
 #ifdef HAS_LEVELS
 #pragma GCC push_options
-#pragma GCC target("avx2,prfchw")
+#pragma GCC target("avx2,f16c,prfchw")
 #define FN(name) name##_avx2
 #define NATIVE_AVX2
 #include "native_pack.h"
@@ -242,7 +243,8 @@ static int runnable(void)
 {
     int count = 1;
 #ifdef HAS_LEVELS
-    if (__builtin_cpu_supports("avx2"))
+    unsigned a, b, c, d; /* older compilers do not know the name of F16C */
+    if (__builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C)
         count = 2;
     if (count == 2 && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

@@ -229,11 +229,49 @@ struct FN(scales) {
     uint16_t trailer[2][FN(GROUP)];
 };
 
+#ifdef NATIVE_AVX2
+/* The steps below for 8 blocks of an asymN format, where the processor converts to fp16. */
+INLINE void FN(choose_8)(int bits, bool asym4, const float *low, const float *high, float *base, float *inverse,
+                         uint16_t *scales, uint16_t *minima)
+{
+    __m256 least = _mm256_loadu_ps(low), most = _mm256_loadu_ps(high), start = least, ratio;
+    __m128i scale, minimum;
+    if (asym4) {
+        minimum = _mm256_cvtps_ph(least, _MM_FROUND_TO_NEAREST_INT);
+        start = _mm256_cvtph_ps(minimum);
+        __m256 step = _mm256_div_ps(_mm256_sub_ps(most, start), _mm256_set1_ps(15.0f));
+        scale = _mm256_cvtps_ph(step, _MM_FROUND_TO_NEAREST_INT);
+        __m128i zero = _mm_cmpeq_epi16(_mm_slli_epi16(scale, 1), _mm_setzero_si128());
+        scale = _mm_blendv_epi8(scale, _mm_set1_epi16(0x3C00), zero); /* 1 */
+        ratio = _mm256_div_ps(_mm256_set1_ps(1.0f), _mm256_cvtph_ps(scale));
+    } else {
+        float merged = (float)(1 << (8 - bits)), middle = (merged - 1.0f) / 2.0f;
+        __m256 spread = _mm256_sub_ps(most, least), step = _mm256_div_ps(spread, _mm256_set1_ps(255.0f));
+        __m256 offset = _mm256_mul_ps(step, _mm256_set1_ps(middle));
+        ratio = _mm256_div_ps(_mm256_set1_ps(255.0f), _mm256_add_ps(spread, _mm256_set1_ps(1e-8f)));
+        scale = _mm256_cvtps_ph(_mm256_mul_ps(step, _mm256_set1_ps(merged)), _MM_FROUND_TO_NEAREST_INT);
+        minimum = _mm256_cvtps_ph(_mm256_add_ps(least, offset), _MM_FROUND_TO_NEAREST_INT);
+    }
+    const __m128i negative_zero = _mm_set1_epi16(-0x8000);
+    _mm256_storeu_ps(base, start);
+    _mm256_storeu_ps(inverse, ratio);
+    _mm_storeu_si128((__m128i *)scales, _mm_andnot_si128(_mm_cmpeq_epi16(scale, negative_zero), scale));
+    _mm_storeu_si128((__m128i *)minima, _mm_andnot_si128(_mm_cmpeq_epi16(minimum, negative_zero), minimum));
+}
+#endif
+
 static void FN(choose_scales)(enum format format, int bits, const float *low, const float *high,
                               struct FN(scales) *scales)
 {
     float *base = scales->base, *inverse = scales->inverse;
     uint16_t *first = scales->trailer[0], *second = scales->trailer[1];
+#ifdef NATIVE_AVX2
+    if (is_asym(format)) {
+        for (int b = 0; b < FN(GROUP); b += 8)
+            FN(choose_8)(bits, format == ASYM4, low + b, high + b, base + b, inverse + b, first + b, second + b);
+        return;
+    }
+#endif
     if (format == ASYM4) {
         for (int b = 0; b < FN(GROUP); b++) {
             second[b] = to_half(low[b]);

@@ -7,7 +7,6 @@ Everything that a person would import and load is in the figure.
 from __future__ import annotations
 
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks.harness import peak_bytes
 from benchmarks.shapes import SHAPES, checkpoint, words
 from mobillm.nn.quiet import quiet_loading
 
@@ -23,14 +23,6 @@ __all__ = ["METHODS", "main"]
 
 RANK = 8
 DEVICE_BATCHES = 2  # of the methods that stream: the second is computed while the first is sent
-
-
-def peak_bytes() -> int:
-    """Return this process's peak of resident memory (VmHWM counts from its exec on)."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status holds no VmHWM")
 
 
 class Job:

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.harness import write_json
 
-OURS = ("mobillm", "mobillm_streamed", "mobillm_tail")
+OURS = ("mobillm", "mobillm_int8", "mobillm_streamed", "mobillm_tail")
 METHODS = ("inference", "full", "lora", "lora_checkpointing", "bitfit", "lst", *OURS)
 SHAPES = ("opt-350m-shape", "opt-1.3b-shape", "smollm2", "qwen-1.5b-shape")
 

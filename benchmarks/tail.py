@@ -30,7 +30,7 @@ from benchmarks.harness import write_json
 from mobillm.device.dataset import load_examples
 from mobillm.device.taps import TapPacker
 from mobillm.nn.adapter import MODULES
-from mobillm.nn.backbone import model_source
+from mobillm.nn.loading import model_source
 from mobillm.nn.quiet import quiet_loading
 from mobillm.nn.streamed import StreamedBackbone
 from mobillm.nn.tail import TailBlobs

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import shlex
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..device.dataset import Dataset, load_examples
 from ..errors import ConfigError
@@ -34,13 +33,13 @@ from .console import print_json, say
 from .failure import DONE
 from .loading import check_output, load_backbone
 from .plan import fit_memory, size
-
-if TYPE_CHECKING:
-    from ..device.progress import Report
+from .summary import count, fraction, summary
 
 __all__ = ["add", "run"]
 
 MIN_BITS, MAX_BITS = 3, 8  # of --bits auto: 3 bits cost little accuracy, see benchmarks/LOG.md
+NICE_DUTY = 0.5
+NICENESS = 10  # of 19; what a person does is answered first, and the run still goes on beside other work
 MAX_LAYERS = 1024  # of any model, as the session's spec bounds them
 
 _EXAMPLES = """\
@@ -111,6 +110,7 @@ def add(subparsers: Subparsers) -> None:
     data.add_argument(
         "--seed", type=between(0, MAX_SEED), default=0, metavar="N", help="default: %(default)s"
     )
+    _add_share(parser)
     _add_side(parser)
     _add_optimizer(parser)
     add_access(parser)
@@ -126,6 +126,22 @@ def add(subparsers: Subparsers) -> None:
         "fetches the result",
     )
     output.add_argument("--trace", type=file_path, metavar="FILE", help="write a Chrome trace of both sides")
+
+
+def _add_share(parser: Parser) -> None:
+    group = parser.add_argument_group("what the device gives")
+    group.add_argument(
+        "--nice",
+        action="store_true",
+        help="compute on one thread, at a low priority, and in half of the time: slower, but the device "
+        "stays cool and usable",
+    )
+    group.add_argument(
+        "--duty",
+        type=_share,
+        metavar="P",
+        help=f"compute in this part of the time at most, such as 0.3 (default: 1; with --nice {NICE_DUTY:g})",
+    )
 
 
 def _add_side(parser: Parser) -> None:
@@ -250,6 +266,17 @@ def _bits(text: str) -> tuple[int, ...]:
     return widths
 
 
+def _share(text: str) -> float:
+    """Read a part of the time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, up to 1")
+    return value
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -265,8 +292,9 @@ def run(args: argparse.Namespace) -> int:
     if args.early_stopping and args.heldout is None:
         raise ConfigError("early_stopping", args.early_stopping, "0, or --heldout with it")
     train, heldout = _load_data(args)
-    say(_count(train, heldout))
+    say(count(train, heldout))
     check_server(args.server, tenant, secret, tls)
+    _be_nice(args)
     say("loading torch ...")
     from ..device.finetune import finetune
     from .progress import ProgressDisplay
@@ -299,6 +327,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             output=args.out,
             detach=args.detach,
+            duty=args.duty,
             on_start=lambda text: print(text, file=disclosed, flush=True),
             on_progress=display.update,
             trace=args.trace,
@@ -308,8 +337,17 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(dataclasses.asdict(report))
     else:
-        print(_summary(report, args))
+        print(summary(report, args))
     return DONE
+
+
+def _be_nice(args: argparse.Namespace) -> None:
+    """Settle threads, priority and duty."""
+    if args.nice:
+        args.threads = 1
+        os.nice(NICENESS)
+    if args.duty is None:
+        args.duty = NICE_DUTY if args.nice else 1.0
 
 
 @contextlib.contextmanager
@@ -355,6 +393,8 @@ def _settle_kind(args: argparse.Namespace) -> None:
         args.taps = "third" if tail else "every:4"
     if not tail:
         return
+    if args.dtype in ("int8", "int4"):
+        raise ConfigError("dtype", args.dtype, "bfloat16, float16 or float32 with --side-kind tail")
     if args.task == "causal-lm":
         raise ConfigError("side_kind", "tail", "ladder or parallel for --task causal-lm")
     # Of the layers above the tap none has to be in memory, then.
@@ -402,85 +442,7 @@ def _load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset | None]:
     train = load(args.data, args.labels, args.limit)
     if args.heldout is None:
         return train, None
-    part = _fraction(args.heldout)
+    part = fraction(args.heldout)
     if part is not None:
         return train.split(part, args.seed)
     return train, load(args.heldout, None if train.labels is None else list(train.labels), None)
-
-
-def _fraction(text: str) -> float | None:
-    """Read ``--heldout`` as a number; None when it is the name of a file."""
-    if Path(text).exists():
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _count(train: Dataset, heldout: Dataset | None) -> str:
-    text = f"{len(train.examples)} examples to train on"
-    if heldout is not None:
-        text += f", {len(heldout.examples)} held out"
-    if train.labels is not None:
-        more = f" and {len(train.labels) - 8} more" if len(train.labels) > 8 else ""
-        text += f"; {len(train.labels)} classes: {', '.join(train.labels[:8])}{more}"
-    return text
-
-
-def _pull_command(report: Report, args: argparse.Namespace) -> str:
-    """Return the command that fetches a detached session's result, with this run's way to the server."""
-    words = ["mobillm", "pull", report.session, "--out", str(args.out), "--server", str(args.server)]
-    for name in ("token_file", "tenant", "ca", "cert", "key"):
-        value = getattr(args, name)
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
-
-
-def _summary(report: Report, args: argparse.Namespace) -> str:
-    loss = "" if report.loss is None else f", mean loss {report.loss:.4f} in the last epoch"
-    trained = "the server trains on alone after" if report.detached else "trained"
-    lines = [
-        f"{trained} {report.steps} steps in {report.seconds:.1f} s{loss}; {report.samples} samples with "
-        f"{report.tokens} tokens went through the model once",
-        f"sent {report.bytes_sent / 1e6:.1f} MB{_saved(report)}; device and server computed at the same time "
-        f"for {report.both_busy:.0%} of the streaming time",
-        f"a sample cost this device {1e3 * report.device_busy / max(1, report.samples):.1f} ms of computing "
-        f"and {report.bytes_sent / max(1, report.samples) / 1e3:.1f} kB of sending",
-    ]
-    if report.evaluation is not None:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in report.evaluation.items())
-        lines.append(f"held-out: {figures}")
-    if report.detached:
-        return "\n".join([*lines, f"next: {_pull_command(report, args)}"])
-    lines += [f"saved to {report.output}", f"next: {_next_command(args)}"]
-    return "\n".join(lines)
-
-
-def _saved(report: Report) -> str:
-    """Compare with fp16; a language model's head, sent once, can outweigh the activations of a short run."""
-    if report.bytes_sent >= report.bytes_fp16:
-        return f" (activations alone in fp16: {report.bytes_fp16 / 1e6:.1f} MB)"
-    return f", {report.bytes_fp16 / report.bytes_sent:.1f} times less than in fp16"
-
-
-def _next_command(args: argparse.Namespace) -> str:
-    model = ["--model", args.model, "--side", str(args.out)]
-    if args.dtype != "bfloat16":
-        model += ["--dtype", args.dtype]
-    if args.heldout is None or _fraction(args.heldout) is not None:
-        last = (
-            ["generate", *model, "--prompt", "..."]
-            if args.task == "causal-lm"
-            else ["predict", *model, "..."]
-        )
-        return shlex.join(["mobillm", *last])
-    columns = [
-        word
-        for name in ("text_column", "pair_column", "label_column")
-        if getattr(args, name) is not None
-        for word in (f"--{name.replace('_', '-')}", getattr(args, name))
-    ]
-    header = ["--no-header"] if args.no_header else []
-    return shlex.join(["mobillm", "evaluate", *model, "--data", args.heldout, *columns, *header])

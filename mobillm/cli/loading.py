@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..nn.adapter import ADAPTER_WEIGHTS
 from ..nn.saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config
 from .console import say
@@ -16,17 +16,21 @@ if TYPE_CHECKING:
     from ..nn.backbone import Backbone
     from ..nn.sidetuned import SideTuned
 
-__all__ = ["check_output", "load_backbone", "load_config", "load_tuned"]
+__all__ = ["OPENED", "check_output", "load_backbone", "load_config", "load_tuned", "open_backbone"]
+
+OPENED = 2  # layers that are timed
 
 
 def load_backbone(args: argparse.Namespace, *, taps: str, lm_head: bool) -> Backbone:
     """Load the backbone that the arguments name, and say so: it takes seconds.
 
     Raises:
-        ConfigError: ``taps`` cannot be read.
+        ConfigError: ``taps`` cannot be read, or quantized weights are to be streamed.
         ModelError: the model cannot be found, reached or used.
 
     """
+    if args.stream_weights and args.dtype in ("int8", "int4"):
+        raise ConfigError("dtype", args.dtype, "bfloat16, float16 or float32 with --stream-weights")
     say(f"loading the model {args.model} ...")
     import torch
 
@@ -36,7 +40,51 @@ def load_backbone(args: argparse.Namespace, *, taps: str, lm_head: bool) -> Back
 
     torch.set_num_threads(args.threads)
     kind = StreamedBackbone if args.stream_weights else Backbone
-    return kind.from_pretrained(resolve_model(args.model), dtype=args.dtype, taps=taps, lm_head=lm_head)
+    return kind.from_pretrained(
+        resolve_model(args.model),
+        dtype=args.dtype,
+        compute_dtype=args.compute_dtype,
+        taps=taps,
+        lm_head=lm_head,
+    )
+
+
+def open_backbone(args: argparse.Namespace, *, taps: str) -> Backbone:
+    """Open the backbone for figures: layers are read when they are run.
+
+    Of a quantized one only the first :data:`OPENED` layers can be run, which are read at once.
+
+    Raises:
+        ConfigError: ``taps`` cannot be read.
+        ModelError: the model cannot be found, reached or used.
+
+    """
+    from ..nn.backbone import Backbone
+    from ..nn.compute import make_expansion
+    from ..nn.loading import model_source
+    from ..nn.models import local_directory
+    from ..nn.quantized import BITS
+    from ..nn.quantized_loading import load_quantized
+    from ..nn.workspace import Workspace
+
+    if args.stream_weights or args.dtype not in BITS:
+        streaming = argparse.Namespace(**{**vars(args), "stream_weights": True})
+        return load_backbone(streaming, taps=taps, lm_head=False)
+    import torch
+
+    say(f"loading the model {args.model} ...")
+    torch.set_num_threads(args.threads)
+    source, name = model_source(args.model, None, None)
+    workspace, bits = Workspace(), BITS[args.dtype]
+    model, tokenizer = load_quantized(
+        local_directory(source, local_files_only=False),
+        bits,
+        lm_head=False,
+        workspace=workspace,
+        depth=OPENED,
+    )
+    expansion = make_expansion(model, args.compute_dtype, workspace)
+    return Backbone(model, tokenizer, name=name, taps=taps, expansion=expansion, bits=bits)
 
 
 def load_config(directory: Path) -> SideConfig:

@@ -20,7 +20,7 @@ from ..spec import CodecSpec
 from .arguments import Subparsers, add_command, add_model, at_least, between
 from .console import print_json, say
 from .failure import DONE
-from .loading import load_backbone
+from .loading import OPENED, open_backbone
 
 if TYPE_CHECKING:
     from ..nn.backbone import Backbone
@@ -102,8 +102,7 @@ def fit_memory(args: argparse.Namespace, codec: CodecSpec) -> None:
         raise ConfigError(
             "memory_limit", args.memory_limit, "another task than causal-lm, whose head stays in memory"
         )
-    wanted, args.stream_weights = args.stream_weights, True
-    backbone = load_backbone(args, taps=args.taps, lm_head=False)
+    backbone = open_backbone(args, taps=args.taps)
     job = Job(
         samples=1,
         length=min(args.max_length, backbone.positions or args.max_length),
@@ -111,7 +110,7 @@ def fit_memory(args: argparse.Namespace, codec: CodecSpec) -> None:
         taps=tuple(backbone.taps),
         format=codec.formats[-1].name.lower(),
         block=codec.block,
-        streamed=wanted,
+        streamed=args.stream_weights,
     )
     model = _figures(backbone)
     found, demand, reasons = choose(model, job, memory_limit=args.memory_limit, link=None, span=backbone.span)
@@ -130,9 +129,8 @@ def fit_memory(args: argparse.Namespace, codec: CodecSpec) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, choose and print."""
-    wanted, args.stream_weights = args.stream_weights, True  # the layers themselves are not needed here
     say("loading torch ...")
-    backbone = load_backbone(args, taps=args.taps, lm_head=False)
+    backbone = open_backbone(args, taps=args.taps)
     if backbone.positions is not None and args.length > backbone.positions:
         raise ConfigError("length", args.length, f"at most {backbone.positions}, as the model has positions")
     say("timing a layer ...")
@@ -147,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
         taps=tuple(backbone.taps),
         format=args.format,
         block=args.block,
-        streamed=wanted,
+        streamed=args.stream_weights,
     )
     job, demand, reasons = choose(
         model, job, memory_limit=args.memory_limit, link=args.link, span=backbone.span
@@ -163,20 +161,28 @@ def run(args: argparse.Namespace) -> int:
 def _figures(backbone: Backbone) -> ModelFigures:
     """Measure the process and count the model's weights; no layer was read or timed yet."""
     from ..nn.backbone import PART
+    from ..nn.quantized import BITS
 
     weights = backbone.weight_bytes()
-    base = _resident() - weights.outside
+    quantized = backbone.bits is not None
+    itemsize = backbone.compute_dtype.itemsize
+    unread = weights.layer * max(0, backbone.layers - OPENED)
+    base = _resident() - (weights.total - unread if quantized else weights.outside)
+    # What is computed with in 8 bits is not expanded.
+    expands = backbone.bits == BITS["int4"] or (not quantized and backbone.compute_dtype != backbone.dtype)
     return ModelFigures(
         layers=backbone.layers,
         hidden_size=backbone.hidden_size,
         inner_size=weights.widest,
-        itemsize=backbone.dtype.itemsize,
+        itemsize=itemsize,
         weight_bytes=weights.total,
         layer_bytes=weights.layer,
         outside_bytes=weights.outside,
         base_bytes=base,
         part=PART,
         layer_seconds=0.0,
+        workspace_bytes=weights.module * itemsize if expands else 0,
+        streamable=not quantized,
     )
 
 
@@ -193,7 +199,7 @@ def _resident() -> int:
 def _layer_seconds(backbone: Backbone, length: int, tokens: int) -> float:
     """Time the first layers on a part's worth of tokens; return the seconds of a layer for a token."""
     samples = [[number % 100 for number in range(length)]] * max(1, tokens // length)
-    depth = min(2, backbone.layers)
+    depth = min(OPENED, backbone.layers)
     tapped, bare = backbone.with_taps([depth]), backbone.with_taps([0])
     times = []
     for _ in range(_ROUNDS):
@@ -222,4 +228,7 @@ def _text(args: argparse.Namespace, model: ModelFigures, job: Job, demand: Deman
     command = ["mobillm", "finetune", "--model", args.model, "--batch-size", str(job.batch)]
     command += ["--taps", args.taps, "--format", job.format]
     command += ["--stream-weights"] if job.streamed else []
+    for name, default in (("dtype", "bfloat16"), ("compute_dtype", "auto")):
+        if getattr(args, name) != default:
+            command += [f"--{name.replace('_', '-')}", getattr(args, name)]
     return "\n".join([*lines, f"next: {shlex.join(command)} --data FILE --out DIR"])

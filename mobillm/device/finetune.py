@@ -26,6 +26,7 @@ from .blobs import Announced
 from .client import Client, connect
 from .dataset import Example
 from .disclosure import disclosure
+from .duty import Duty
 from .pending import Pending
 from .pipeline import Pipeline, TokenBatch
 from .progress import Progress, Report, Watch
@@ -64,6 +65,7 @@ class Options(TypedDict, total=False):
             directory remembers its session: the same call after a kill goes on where it stopped.
         detach: come back as soon as the server has everything on its disk, for
             :func:`mobillm.device.pull.pull_async` later; needs ``output``.
+        duty: part of the time in which the device computes at most, above 0 to 1 (default).
         on_start: called once with what will leave the device, before anything does.
         on_progress: called about five times a second with a :class:`Progress`.
         trace: where to write a Chrome trace of both sides; None writes none.
@@ -86,6 +88,7 @@ class Options(TypedDict, total=False):
     seed: int
     output: pathlib.Path | None
     detach: bool
+    duty: float
     on_start: Callable[[str], None] | None
     on_progress: Callable[[Progress], None] | None
     trace: pathlib.Path | None
@@ -118,7 +121,8 @@ class _Job:
 
     def digest(self) -> str:
         """Return the SHA-256 of what is to be sent, to tell whether a run is the same one again."""
-        found = hashlib.sha256()
+        # Batches that are computed again must come out the same, so in the same arithmetic.
+        found = hashlib.sha256(self.backbone.arithmetic.encode())
         for batch in self.batches:
             found.update(repr((batch.input_ids, batch.targets, batch.heldout)).encode())
         return found.hexdigest()
@@ -232,7 +236,7 @@ async def finetune_async(
         if resume is not None:
             resume.save(uplink.id, job.spec, uplink.session.equalizers)
             uplink.on_equalizers = functools.partial(resume.save, uplink.id, job.spec)
-        pipeline = Pipeline(backbone, uplink, queue=limits.queue, trace=trace)
+        pipeline = Pipeline(backbone, uplink, queue=limits.queue, trace=trace, duty=options.get("duty", 1.0))
         watch = Watch(uplink, pipeline, trace)
         reporter = asyncio.create_task(_report(watch, uplink, job, on_progress))
         try:
@@ -310,6 +314,7 @@ def _measured(
         bytes_sent=uplink.bytes_sent,
         bytes_fp16=2 * values,
         device_busy=watch.device_busy,
+        device_rested=pipeline.rested,
         server_busy=watch.server_busy,
         both_busy=watch.both_busy(),
         losses=uplink.losses,
@@ -331,6 +336,7 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
     """Tokenize and fix the spec; runs in a thread."""
     if options.get("early_stopping") and not options.get("heldout"):
         raise ConfigError("early_stopping", options["early_stopping"], "0, or held-out examples with it")
+    Duty(options.get("duty", 1.0))  # refused before the model computes anything
     if options.get("detach") and options.get("output") is None:
         raise ConfigError("output", None, "a directory, from which the result is fetched after detach")
     task = options.get("task", "classification")

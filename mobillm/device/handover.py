@@ -54,6 +54,17 @@ class Handover(Generic[T]):
             self._items.append((item, size))
             self.held += size
 
+    def pause(self, seconds: float) -> None:
+        """Let the thread do nothing for a while.
+
+        Raises:
+            HandoverClosed: it is to stop.
+
+        """
+        with self._room:
+            if self._room.wait_for(lambda: self._closed, seconds):
+                raise HandoverClosed
+
     async def get(self) -> T:
         """Return the next item. Cancelling is safe: no item is lost."""
         while True:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..codec import PackedTensor, pack_integers
 from ..protocol import LENGTHS, TARGETS, tensor_name
+from .duty import Duty
 from .handover import Handover, HandoverClosed
 from .packing import pack_targets
 from .selection import Selection, select
@@ -85,24 +86,31 @@ class Pipeline:
         uplink: where the activations go.
         queue: bytes that may wait between compute and network.
         trace: where timings are noted.
+        duty: part of the time in which the thread computes at most; it rests after a tap, and before the
+            next layer.
 
     Attributes:
         samples, tokens: what has gone through the forward pass.
         busy: (start, end) in seconds of the monotonic clock in which the compute thread computed.
         waited: seconds in which it waited for room in the queue.
+        rested: seconds in which it rested as the duty asks.
         width: chooses the width of each tap; None where the spec names one format.
 
     """
 
-    def __init__(self, backbone: Backbone, uplink: Uplink, *, queue: int, trace: Trace) -> None:
+    def __init__(
+        self, backbone: Backbone, uplink: Uplink, *, queue: int, trace: Trace, duty: float = 1.0
+    ) -> None:
         self.samples = 0
         self.tokens = 0
         self.busy: list[tuple[float, float]] = []
         self.waited = 0.0
+        self.rested = 0.0
         self.width = WidthController(uplink.spec) if uplink.spec.codec.bits else None
         self._backbone = backbone
         self._uplink = uplink
         self._trace = trace
+        self._duty = Duty(duty)
         self._handover: Handover[_Item] = Handover(queue)
         self._packer = uplink.session.packer
         self._since = 0.0  # when the compute thread last began to compute
@@ -159,7 +167,7 @@ class Pipeline:
         first, last = self._seq + 1, len(self._uplink.spec.model.taps) - 1
         waiting: list[list[tuple[int, PackedTensor]]] = [[] for _ in group]
 
-        def on_tap(number: int, index: int, hidden: Tensor) -> None:
+        def hand_over(number: int, index: int, hidden: Tensor) -> None:
             packed = self._pack(index, hidden, chosen[number])
             if first + number > self._seq:
                 waiting[number].append((index, packed))  # the batches before it have not ended
@@ -173,10 +181,15 @@ class Pipeline:
                         self._put_tensor(*item)
                     waiting[number + 1].clear()
 
+        def on_tap(number: int, index: int, hidden: Tensor) -> None:
+            hand_over(number, index, hidden)
+            self._rest()
+
         self._begin(group[0], chosen[0])
         self._backbone.forward_all([batch.input_ids for batch in group], on_tap)
         end = time.monotonic()
         self.busy.append((self._since, end))
+        self._duty.idle(end - self._since, 0.0)
         self._trace.add("device", "compute", "forward", start, end - start, self._seq)
         if self.width is not None:
             sent = sum(sum(one.lengths) for one in chosen)
@@ -210,11 +223,24 @@ class Pipeline:
         self._handover.put(item, size)
         end = time.monotonic()
         if end - start > SHORTEST_WAIT:
-            # Waiting for room is no work: it ends one interval of computing and begins another.
-            self.busy.append((self._since, start))
-            self._since = end
             self.waited += end - start
-            self._trace.add("device", "compute", "wait", start, end - start, self._seq)
+            self._idle("wait", start, end)
+
+    def _rest(self) -> None:
+        start = time.monotonic()
+        owed = self._duty.owed(start - self._since)
+        if owed > SHORTEST_WAIT:
+            self._handover.pause(owed)
+            end = time.monotonic()
+            self.rested += end - start
+            self._idle("rest", start, end)
+
+    def _idle(self, name: str, start: float, end: float) -> None:
+        """Note that nothing was computed: it ends one interval of computing and begins another."""
+        self.busy.append((self._since, start))
+        self._duty.idle(start - self._since, end - start)
+        self._since = end
+        self._trace.add("device", "compute", name, start, end - start, self._seq)
 
     # On the event loop.
 

@@ -24,13 +24,15 @@ class ModelFigures:
         layers: number of layers.
         hidden_size: width of the taps.
         inner_size: width of the widest inner state of a layer, the MLP's.
-        itemsize: bytes of a value.
+        itemsize: bytes of a value of the hidden states.
         weight_bytes: all weights without LM head.
         layer_bytes: weights of the largest layer.
         outside_bytes: weights outside the layers that a streamed model holds, so without the embedding.
         base_bytes: resident memory of the process with everything imported and no weights.
         part: tokens that are run at once.
         layer_seconds: of one layer for one token.
+        workspace_bytes: in which weights are expanded to the type of computing.
+        streamable: whether the layers may stay on the disk.
 
     """
 
@@ -44,6 +46,8 @@ class ModelFigures:
     base_bytes: int
     part: int
     layer_seconds: float
+    workspace_bytes: int = 0
+    streamable: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,7 @@ def predict(model: ModelFigures, job: Job, link: float | None = None, span: int 
     together = max(tokens, math.ceil(span / tokens) * tokens) if job.streamed else tokens
     part = min(model.part, tokens)
     weights = 2 * model.layer_bytes + model.outside_bytes if job.streamed else model.weight_bytes
+    weights += model.workspace_bytes
     # Hidden states before and after a layer, one tap put together and in fp32; in a part: seven states of
     # the hidden width (norm, q, k, v, attention, output, sum) and three of the inner width.
     hidden = 3 * together * model.hidden_size * model.itemsize + tokens * model.hidden_size * 4
@@ -163,7 +168,7 @@ def choose(
     def fits() -> bool:
         return memory_limit is None or demand().memory_bytes <= memory_limit
 
-    if not fits() and not job.streamed:
+    if not fits() and not job.streamed and model.streamable:
         need = demand().memory_bytes
         job = dataclasses.replace(job, streamed=True)
         reasons.append(
@@ -178,7 +183,8 @@ def choose(
         raise ConfigError(
             "memory_limit",
             f"{(memory_limit or 0) / 2**20:,.0f} MiB",
-            f"at least {demand().memory_bytes / 2**20:,.0f} MiB, for single samples with streamed weights; "
+            f"at least {demand().memory_bytes / 2**20:,.0f} MiB, for single samples"
+            f"{' with streamed weights' if job.streamed else ''}; "
             f"{model.base_bytes / 2**20:,.0f} MiB of it are Python, torch and transformers",
         )
     for fmt in ("asym3", "asym2"):

@@ -74,6 +74,7 @@ class Report:
         bytes_sent: over the connection.
         bytes_fp16: what the same activations take in fp16.
         device_busy, server_busy: seconds of computing.
+        device_rested: seconds in which the device did not compute because of ``duty``.
         both_busy: part of the streaming time in which both sides computed, 0 to 1.
         losses: connections that were lost and made again.
         evaluation: figures of the held-out part, computed by the server; None without one.
@@ -92,6 +93,7 @@ class Report:
     bytes_sent: int
     bytes_fp16: int
     device_busy: float
+    device_rested: float
     server_busy: float
     both_busy: float
     losses: int

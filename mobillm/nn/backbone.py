@@ -6,23 +6,26 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from ..errors import ConfigError, ModelError
+from ..errors import ModelError
 from ..spec import ModelSpec
-from .gguf import dequantized_directory
+from .compute import Expansion, make_expansion
 from .layers import Parts, WeightBytes, find_parts
 from .layerwise import Layerwise, NotLayerwiseError, Run
-from .models import resolve_model
-from .quiet import quiet_loading
+from .loading import find_dtype, load_whole, model_source
+from .models import local_directory
+from .quantized import BITS
+from .quantized_loading import load_quantized
 from .taps import parse_taps
 from .tokens import tokenize, tokenize_pairs
+from .workspace import Workspace
 
-__all__ = ["Backbone", "OnBatchTap", "OnTap", "find_dtype", "load_tokenizer", "model_source"]
+__all__ = ["PART", "Backbone", "OnBatchTap", "OnTap"]
 
 OnTap = Callable[[int, Tensor], None]
 # Tokens that are run at once. What a layer holds while it computes grows with them (the MLP's inner states
@@ -43,23 +46,36 @@ class Backbone:
     safe for concurrent use by several threads.
 
     Attributes:
-        model: the transformers model; it may be moved to another device with ``model.to``.
+        model: the transformers model; unless it is quantized it may be moved to another device with
+            ``model.to``, where it computes in the type of its weights.
         name: public name of the model.
         taps: tapped layers, strictly ascending.
         causal: true for a decoder, false for an encoder.
         span: tokens that :meth:`forward_all` is best given together; 0 when one batch is as good.
+        bits: of the weights of linear layers, 8 or 4; None when they are not quantized.
 
     """
 
     span = 0
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, taps: str | Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str,
+        taps: str | Sequence[int],
+        expansion: Expansion | None = None,
+        bits: int | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self._tokenizer = tokenizer
         self._parts: Parts = find_parts(model)
         self.taps = parse_taps(taps, self.layers)
         self.causal = self._parts.causal
+        self.bits = bits
+        self._expansion = expansion
         self._layerwise = Layerwise(self._parts)
 
     @classmethod
@@ -67,6 +83,8 @@ class Backbone:
         cls, model: nn.Module, tokenizer: Any = None, *, name: str, taps: str | Sequence[int] = "every:4"
     ) -> Self:
         """Wrap a transformers model that is already in memory; it is frozen in place.
+
+        It computes in the type of its weights.
 
         Args:
             model: a decoder or an encoder of transformers.
@@ -88,6 +106,7 @@ class Backbone:
         *,
         gguf_file: str | None = None,
         dtype: str | torch.dtype = "auto",
+        compute_dtype: str | torch.dtype = "auto",
         taps: str | Sequence[int] = "every:4",
         lm_head: bool = False,
         local_files_only: bool = False,
@@ -100,31 +119,30 @@ class Backbone:
                 hub, a directory, a ``.gguf`` file, or ``smollm2`` or ``stories15m``.
             gguf_file: name of a GGUF file in that directory; the file is dequantized to bf16 once and
                 the result is kept in the cache directory.
-            dtype: of the weights; ``auto`` takes the checkpoint's own.
+            dtype: of the weights; ``auto`` takes the checkpoint's own. ``int8`` and ``int4`` quantize the
+                linear layers while they are loaded, one after the other; then the model stays on the CPU.
+            compute_dtype: in which a CPU computes, see :func:`~mobillm.nn.compute.compute_type`; a GPU
+                computes in the type of the weights.
             taps: which layers to tap, as in :func:`~mobillm.nn.taps.parse_taps`.
             lm_head: whether the LM head is loaded too, to export it or to compare with it.
             local_files_only: whether the hub may not be asked.
             name: public name; None takes ``name_or_dir``.
 
         Raises:
-            ConfigError: ``taps`` or ``dtype`` cannot be read, or a tap lies outside the model's layers.
+            ConfigError: ``taps`` or a type cannot be read, or a tap lies outside the model's layers.
             ModelError: the model cannot be found, reached or used.
 
         """
         source, public = model_source(name_or_dir, gguf_file, name)
-        kind = transformers.AutoModelForCausalLM if lm_head else transformers.AutoModel
-        wanted = find_dtype(dtype)
-        try:
-            with quiet_loading():
-                model = kind.from_pretrained(source, dtype=wanted, local_files_only=local_files_only)
-                tokenizer = load_tokenizer(source, local_files_only)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            raise ModelError(
-                f"cannot load the model {source!r}: {reason}; give a directory or a .gguf file that exists, "
-                "or a name on the Hugging Face hub and a network that reaches it"
-            ) from error
-        return cls(cast(nn.Module, model), tokenizer, name=public, taps=taps)
+        workspace = Workspace()
+        bits = BITS.get(dtype) if isinstance(dtype, str) else None
+        if bits is None:
+            model, tokenizer = load_whole(source, find_dtype(dtype), lm_head, local_files_only)
+        else:
+            directory = local_directory(source, local_files_only=local_files_only)
+            model, tokenizer = load_quantized(directory, bits, lm_head=lm_head, workspace=workspace)
+        expansion = make_expansion(model, compute_dtype, workspace)
+        return cls(model, tokenizer, name=public, taps=taps, expansion=expansion, bits=bits)
 
     @property
     def parts(self) -> Parts:
@@ -143,8 +161,20 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights, and so of the taps."""
+        """Type of the weights, of those that are not quantized."""
         return next(self._parts.layers.parameters()).dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Type in which layers compute, and so that of the taps."""
+        expands = self._expansion is not None and self.device.type == "cpu"
+        return self._expansion.dtype if self._expansion is not None and expands else self.dtype
+
+    @property
+    def arithmetic(self) -> str:
+        """What hidden states depend on beside the model and the machine: how weights are held and used."""
+        stored = str(self.dtype) if self.bits is None else f"{self.bits} bits"
+        return f"{stored} computed in {self.compute_dtype}"
 
     @property
     def device(self) -> torch.device:
@@ -173,7 +203,17 @@ class Backbone:
         return self._parts.weight_bytes()
 
     def layer_weights(self, number: int) -> dict[str, Tensor]:
-        """Return the weights of a layer, numbered from 0, by their names in it; they are not copied."""
+        """Return the weights of a layer, numbered from 0, by their names in it; they are not copied.
+
+        Raises:
+            ModelError: they are quantized.
+
+        """
+        if self.bits is not None:
+            raise ModelError(
+                f"the layers of {self.name} are held in {self.bits} bits, but LoRA above a tap needs their "
+                "weights as they are; use --dtype bfloat16"
+            )
         return {name: p.detach() for name, p in self._parts.layers[number].named_parameters()}
 
     def model_spec(self) -> ModelSpec:
@@ -184,7 +224,14 @@ class Backbone:
 
     def with_taps(self, taps: str | Sequence[int]) -> Backbone:
         """Return a backbone on the same model with other taps."""
-        return Backbone(self.model, self._tokenizer, name=self.name, taps=taps)
+        return Backbone(
+            self.model,
+            self._tokenizer,
+            name=self.name,
+            taps=taps,
+            expansion=self._expansion,
+            bits=self.bits,
+        )
 
     def tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Encode texts; see :func:`~mobillm.nn.tokens.tokenize`."""
@@ -369,44 +416,3 @@ def _input_hook(index: int, last: bool, on_tap: OnTap) -> Callable[[nn.Module, A
             raise _LastTapDoneError
 
     return hook
-
-
-def model_source(name_or_dir: str | Path, gguf_file: str | None, name: str | None) -> tuple[str, str]:
-    """Return the directory or hub name to load from, and the public name.
-
-    Args:
-        name_or_dir: what :func:`~mobillm.nn.models.resolve_model` takes.
-        gguf_file: name of a GGUF file in that directory, or None.
-        name: public name; None takes ``name_or_dir``.
-
-    Raises:
-        ModelError: a file does not exist or cannot be read.
-
-    """
-    source = str(name_or_dir)
-    source = resolve_model(source) if gguf_file is None else str(Path(source) / gguf_file)
-    public = (name or (Path(source).name if Path(source).exists() else source))[-128:]
-    if source.endswith(".gguf"):
-        source = str(dequantized_directory(Path(source)))
-    return source, public
-
-
-def find_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """Return the type that a name stands for; ``auto`` stays as it is.
-
-    Raises:
-        ConfigError: it is no floating type of torch.
-
-    """
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError("dtype", dtype, "auto, float32, bfloat16 or float16")
-    return found
-
-
-def load_tokenizer(source: str, local_files_only: bool) -> Any:
-    """Load the tokenizer of a hub name or a directory."""
-    load = cast(Any, transformers.AutoTokenizer).from_pretrained
-    return load(source, local_files_only=local_files_only)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import nn
 
 from ..errors import ModelError
+from .quantized import QuantizedLinear
 
 __all__ = ["Parts", "WeightBytes", "find_parts"]
 
@@ -24,6 +27,7 @@ class WeightBytes:
         layer: bytes of the largest layer.
         outside: bytes of what is neither in a layer nor in the input embedding.
         widest: values of the widest inner state of a layer.
+        module: values of the weights of the largest module in a layer.
 
     """
 
@@ -31,6 +35,7 @@ class WeightBytes:
     layer: int
     outside: int
     widest: int
+    module: int
 
 
 class Parts:
@@ -56,14 +61,15 @@ class Parts:
 
     def weight_bytes(self) -> WeightBytes:
         """Count the weights; of parameters on the meta device too."""
-        layers = [sum(p.nbytes for p in layer.parameters()) for layer in self.layers]
-        total = sum(p.nbytes for p in self.base.parameters())
+        layers = [_bytes(layer) for layer in self.layers]
+        total = _bytes(self.base)
         embedding = cast(Any, self.base).get_input_embeddings()
         return WeightBytes(
             total=total,
             layer=max(layers),
             outside=total - sum(layers) - sum(p.nbytes for p in embedding.parameters()),
-            widest=max(max(p.shape) for p in self.layers.parameters()),
+            widest=max(max(shape) for module in self.layers.modules() for shape in _shapes(module)),
+            module=max(sum(map(math.prod, _shapes(module))) for module in self.layers.modules()),
         )
 
     @property
@@ -116,7 +122,7 @@ def find_parts(model: nn.Module) -> Parts:
     count = getattr(text, "num_hidden_layers", None)
     base: nn.Module = whole.base_model
     found = [
-        (sum(p.numel() for p in module.parameters()), name, module)
+        (sum(math.prod(shape) for inner in module.modules() for shape in _shapes(inner)), name, module)
         for name, module in base.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
@@ -128,6 +134,19 @@ def find_parts(model: nn.Module) -> Parts:
     # Other lists of that length (per-layer embeddings, say) are smaller than the layers themselves.
     _, name, layers = max(found, key=lambda entry: entry[0])
     return Parts(base, text, layers, base.get_submodule(name.rpartition(".")[0]))
+
+
+def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes of a module's own weights, not those of modules in it."""
+    if isinstance(module, QuantizedLinear):
+        yield module.out_features, module.in_features
+    for parameter in module.parameters(recurse=False):
+        yield tuple(parameter.shape)
+
+
+def _bytes(module: nn.Module) -> int:
+    quantized = sum(inner.nbytes for inner in module.modules() if isinstance(inner, QuantizedLinear))
+    return quantized + sum(parameter.nbytes for parameter in module.parameters())
 
 
 def _is_causal(layers: nn.ModuleList, config: Any) -> bool:

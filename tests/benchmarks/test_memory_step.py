@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import memory_step, shapes
+from benchmarks import memory, memory_step, shapes
 from benchmarks.harness import peak_bytes
 
 TINY: dict[str, dict[str, Any]] = {
@@ -59,3 +59,11 @@ def test_texts_have_the_wanted_length() -> None:
 def test_peak() -> None:
     """The peak is at least what the interpreter takes."""
     assert peak_bytes() > 10 << 20
+
+
+def test_every_method_can_be_asked_for() -> None:
+    """The two programs name the same methods; ours are compared with all others."""
+    assert set(memory.METHODS) == set(memory_step.METHODS)
+    found = memory.ratios({"lora": 300, "mobillm": 200, "mobillm_int8": 100})
+    assert found["ratio.lora_over_mobillm_int8"] == 3.0
+    assert found["ratio.mobillm_over_mobillm_int8"] == 2.0

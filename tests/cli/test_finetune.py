@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mobillm.cli import finetune, main
 from mobillm.spec import CodecSpec
@@ -52,6 +54,28 @@ def test_streamed_weights(
     assert "MiB will be needed" in capsys.readouterr().err
     weights = [(tmp_path / name / "side_model.safetensors").read_bytes() for name in ("whole", "streamed")]
     assert weights[0] == weights[1]
+
+
+def test_nice(
+    model: str,
+    data: str,
+    server: RunningServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A considerate run has one thread and a low priority, and rests as long as it computes."""
+    steps: list[int] = []
+    monkeypatch.setattr(os, "nice", steps.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: steps.append(-count))
+    arguments = [*_arguments(model, data, server, tmp_path / "side"), "--threads", "2", "--nice", "--json"]
+    assert main([*arguments, "--dtype", "int8"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert steps == [10, -1]
+    assert 0.6 * report["device_busy"] < report["device_rested"]
+    assert "'0' is no number above 0" in fails(capsys, *arguments, "--duty", "0", status=2)
+    tail = [*arguments, "--taps", "1", "--side-kind", "tail", "--dtype", "int8"]
+    assert "with --side-kind tail" in fails(capsys, *tail, status=2)
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from mobillm.cli.loading import check_output, load_backbone, load_config
-from mobillm.errors import ModelError
+from mobillm.cli.loading import OPENED, check_output, load_backbone, load_config, open_backbone
+from mobillm.errors import ConfigError, ModelError
 from mobillm.nn.streamed import StreamedBackbone
 
 
 def test_backbone(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The model is loaded as asked, with a notice before, and the threads are set."""
     threads = torch.get_num_threads()
-    args = argparse.Namespace(model=model, dtype="float32", threads=threads + 1, stream_weights=False)
+    args = argparse.Namespace(
+        model=model, dtype="float32", compute_dtype="auto", threads=threads + 1, stream_weights=False
+    )
     backbone = load_backbone(args, taps="1,3", lm_head=False)
     assert (backbone.taps, backbone.dtype) == ((1, 3), torch.float32)
     assert backbone.name == Path(model).name  # the server sees it, so it is no path
@@ -27,13 +30,37 @@ def test_backbone(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_streamed_backbone(model: str) -> None:
     """With --stream-weights the layers stay on the disk."""
     args = argparse.Namespace(
-        model=model, dtype="float32", threads=torch.get_num_threads(), stream_weights=True
+        model=model,
+        dtype="float32",
+        compute_dtype="auto",
+        threads=torch.get_num_threads(),
+        stream_weights=True,
     )
     backbone = load_backbone(args, taps="1,3", lm_head=False)
     assert isinstance(backbone, StreamedBackbone)
     assert backbone.taps == (1, 3)
     assert backbone.store is not None
     assert backbone.store.reads == 0
+
+
+def test_opened_for_figures(model: str) -> None:
+    """A quantized backbone counts all its layers but has only the first ones; others are streamed."""
+    args = argparse.Namespace(
+        model=model, dtype="int8", compute_dtype="float32", threads=1, stream_weights=False
+    )
+    opened = open_backbone(args, taps="all")
+    assert opened.weight_bytes() == load_backbone(args, taps="all", lm_head=False).weight_bytes()
+    opened.with_taps([OPENED]).forward([[5, 6]], lambda *_: None)
+    with pytest.raises((AttributeError, NotImplementedError, RuntimeError)):
+        opened.forward([[5, 6]], lambda *_: None)
+    args.stream_weights = True
+    for load in (open_backbone, partial(load_backbone, lm_head=False)):
+        with pytest.raises(ConfigError, match=r"dtype is 'int8'; .*with --stream-weights"):
+            load(args, taps="all")
+    args.dtype = "bfloat16"
+    args.stream_weights = False
+    assert isinstance(open_backbone(args, taps="all"), StreamedBackbone)
+    assert not args.stream_weights
 
 
 def test_output(tmp_path: Path) -> None:

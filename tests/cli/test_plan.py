@@ -62,6 +62,34 @@ def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["reasons"] == []
 
 
+def test_storage_and_compute_types(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights count as they are held, hidden states as they are computed, and expanded weights once."""
+
+    def figures(*options: str) -> dict[str, Any]:
+        assert main(["plan", "--model", model, "--length", "8", "--json", *options]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)["model"]
+        return found
+
+    native = figures("--compute-dtype", "bfloat16")
+    expanded = figures("--compute-dtype", "float32")
+    eight = figures("--dtype", "int8", "--compute-dtype", "float32")
+    four = figures("--dtype", "int4", "--compute-dtype", "float32")
+    assert [found["itemsize"] for found in (native, expanded, eight, four)] == [2, 4, 4, 4]
+    assert native["layer_bytes"] == expanded["layer_bytes"]
+    largest = 4 * 16 * 24
+    assert [f["workspace_bytes"] for f in (native, expanded, eight, four)] == [0, largest, 0, largest]
+    linear = 16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 24
+    outputs = 2 * 16 + 2 * 8 + 2 * 24 + 16
+    assert eight["layer_bytes"] == linear + 12 * outputs + 2 * 2 * 16  # a scale and a zero for each output
+    assert four["layer_bytes"] < eight["layer_bytes"]
+    assert [found["streamable"] for found in (native, eight, four)] == [True, False, False]
+    arguments = ["plan", "--model", model, "--length", "8", "--dtype", "int8"]
+    assert main(arguments) == 0
+    assert "--dtype int8" in capsys.readouterr().out
+    text = fails(capsys, *arguments, "--memory-limit", "5MiB", status=2)
+    assert "for single samples;" in text
+
+
 def test_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """People get four lines, each change with its reason, and the command to run."""
     command = ["plan", "--model", model, "--samples", "10000", "--length", "8", "--link", "1kbit"]
@@ -76,7 +104,8 @@ def test_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 def _limited(model: str, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(
         **{
-            "model": model, "dtype": "float32", "threads": 1, "stream_weights": False,
+            "model": model, "dtype": "float32", "compute_dtype": "auto", "threads": 1,
+            "stream_weights": False,
             "task": "classification", "taps": "all", "max_length": 128, "batch_size": 4,
             "memory_limit": 1 << 40, **changes,
         }

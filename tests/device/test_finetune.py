@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from mobillm.device.dataset import Example
-from mobillm.device.finetune import finetune, finetune_async
+from mobillm.device.finetune import _prepare, finetune, finetune_async
 from mobillm.device.progress import Progress, Report
 from mobillm.errors import ConfigError, ConnectionClosed, DataError
 from mobillm.formats import Format, row_size
@@ -175,6 +175,23 @@ def test_regression(server: str, backbone: Backbone) -> None:
     assert report.loss is not None
     assert report.loss < 0.3
     assert report.output is None
+
+
+def test_a_run_that_goes_on_computes_the_same(tmp_path: pathlib.Path) -> None:
+    """Weights that are held or used in another type make another run of the same data."""
+    model: Any = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    digests = set()
+    for types in (
+        ("bfloat16", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("int8", "float32"),
+        ("int4", "float32"),
+    ):
+        backbone = Backbone.from_pretrained(tmp_path, dtype=types[0], compute_dtype=types[1])
+        digests.add(_prepare(backbone, [Example("w5 w6", target=0)], {}).digest())
+    assert len(digests) == 4
 
 
 def test_bad_options(backbone: Backbone) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -32,6 +33,24 @@ def test_items_come_in_order_and_the_thread_blocks(run: Run) -> None:
         await thread
         assert max(most) <= 80
         assert handover.held == 0
+
+    run(main())
+
+
+def test_a_pause_ends_when_the_reader_goes(run: Run) -> None:
+    """A pause takes as long as it is asked to, or until nobody wants more."""
+
+    async def main() -> None:
+        handover: Handover[int] = Handover(100)
+        loop = asyncio.get_running_loop()
+        start = time.monotonic()
+        await loop.run_in_executor(None, handover.pause, 0.05)
+        assert time.monotonic() - start >= 0.049
+        pausing = loop.run_in_executor(None, handover.pause, 60.0)
+        handover.close()
+        async with asyncio.timeout(5):
+            with pytest.raises(HandoverClosed):
+                await pausing
 
     run(main())
 

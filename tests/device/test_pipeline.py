@@ -94,6 +94,23 @@ def test_groups_of_batches(run: Run, tmp_path: pathlib.Path, backbone: Backbone)
     assert layers[15:] == [0] * 3 + [1] * 3 + [2] * 3 + [0] * 2 + [1] * 2 + [2] * 2  # 11 + 6 + 4 tokens
 
 
+def test_rest_between_layers(run: Run, tmp_path: pathlib.Path, backbone: Backbone) -> None:
+    """With a duty of a third the thread rests twice as long as it computes, and that is not called busy."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            uplink, plain = await begin(client, backbone)
+            pipeline = Pipeline(backbone, uplink, queue=1 << 20, trace=Trace(), duty=1 / 3)
+            await pipeline.run([BATCH] * 5)
+            busy = sum(end - start for start, end in pipeline.busy)
+            assert pipeline.rested > 1.5 * busy
+            assert len(pipeline.busy) > 5  # not only between batches
+            assert plain.rested == 0.0
+            assert pipeline.samples == 15
+
+    run(main())
+
+
 def test_taps_are_sent_while_later_layers_compute(
     run: Run, tmp_path: pathlib.Path, backbone: Backbone
 ) -> None:

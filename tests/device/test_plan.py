@@ -90,3 +90,16 @@ def test_nothing_fits() -> None:
     """A limit below the code itself is an error that names what is needed."""
     with pytest.raises(ConfigError, match=r"200 MiB.*at least \d+ MiB.*300 MiB of it are Python"):
         choose(MODEL, JOB, memory_limit=200 * MIB, link=None, span=4096)
+
+
+def test_weights_that_are_expanded_or_cannot_be_streamed() -> None:
+    """The expanded weights of a module come on top; without streaming only batches can shrink."""
+    model = dataclasses.replace(MODEL, workspace_bytes=16 * MIB, streamable=False)
+    for streamed in (True, False):
+        job = dataclasses.replace(JOB, streamed=streamed)
+        assert predict(model, job).memory_bytes == predict(MODEL, job).memory_bytes + 16 * MIB
+    limit = predict(model, JOB).memory_bytes - 1
+    job, _, reasons = choose(model, JOB, memory_limit=limit, link=None, span=0)
+    assert (job.streamed, job.batch, len(reasons)) == (False, 8, 1)
+    with pytest.raises(ConfigError, match="for single samples;"):
+        choose(model, JOB, memory_limit=1000 * MIB, link=None, span=0)

@@ -1,0 +1,52 @@
+"""Tests of what a run says at its end."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mobillm.cli.summary import fraction, summary
+from mobillm.device.progress import Report
+
+REPORT = Report(
+    session="0" * 32, steps=4, loss=0.5, detached=False, samples=10, tokens=100, seconds=5.0,
+    stream_seconds=4.0, bytes_sent=1000, bytes_fp16=4000, device_busy=2.0, device_rested=0.0,
+    server_busy=1.0, both_busy=0.25, losses=0, evaluation=None, output="side",
+)  # fmt: skip
+
+
+def arguments(**changes: Any) -> argparse.Namespace:
+    """Return the arguments of a run."""
+    defaults = {
+        "model": "smollm2", "dtype": "bfloat16", "compute_dtype": "auto", "heldout": None,
+        "task": "classification", "out": Path("side"), "nice": False, "no_header": False,
+        "text_column": None, "pair_column": None, "label_column": None,
+    }  # fmt: skip
+    return argparse.Namespace(**(defaults | changes))
+
+
+def test_what_a_run_cost() -> None:
+    """Computing, sending and, if there was any, rest are told."""
+    text = summary(REPORT, arguments())
+    assert "a sample cost this device 200.0 ms of computing and 0.1 kB of sending" in text
+    assert "in all 2.0 s of computing\n" in text
+    rested = dataclasses.replace(REPORT, device_rested=2.5)
+    text = summary(rested, arguments(nice=True))
+    assert "in all 2.0 s of computing, on one thread at a low priority; it rested for 2.5 s\n" in text
+
+
+def test_the_next_command_uses_the_model_in_the_same_way() -> None:
+    """Types are named where they are not the default."""
+    assert summary(REPORT, arguments()).endswith("next: mobillm predict --model smollm2 --side side ...")
+    text = summary(REPORT, arguments(dtype="int8", compute_dtype="float32"))
+    assert text.endswith("--side side --dtype int8 --compute-dtype float32 ...")
+
+
+def test_fraction(tmp_path: Path) -> None:
+    """A number is a part of the data unless a file has that name."""
+    assert fraction("0.1") == 0.1
+    assert fraction("data.tsv") is None
+    (tmp_path / "0.5").write_text("")
+    assert fraction(str(tmp_path / "0.5")) is None

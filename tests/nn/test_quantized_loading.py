@@ -1,0 +1,106 @@
+"""Tests of loading a model with quantized layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mobillm.errors import ModelError
+from mobillm.nn import quantized_loading
+from mobillm.nn.backbone import Backbone
+from mobillm.nn.checkpoint import Checkpoint
+from mobillm.nn.heads import export_lm_head
+from mobillm.nn.quantized import QuantizedLinear, quantized_linear
+from mobillm.nn.quantized_loading import load_quantized
+from mobillm.nn.workspace import Workspace
+from tests.nn.tiny import DECODERS, ENCODERS, SAMPLES, collect, tiny_model, tiny_tokenizer
+
+
+def saved(folder: Path, architecture: str) -> Path:
+    """Save a tiny model with its tokenizer and return the directory."""
+    model: Any = tiny_model(architecture)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("int8", 0.1), ("int4", 0.3)])
+@pytest.mark.parametrize("architecture", [*DECODERS, *ENCODERS])
+def test_taps_are_nearly_those_of_all_bits(
+    architecture: str, dtype: str, error: float, tmp_path: Path
+) -> None:
+    """Each architecture runs with quantized layers, near its own hidden states; all linear ones are."""
+    directory = saved(tmp_path, architecture)
+    options: dict[str, Any] = {"taps": [1, 2, 3], "compute_dtype": "float32"}
+    whole = Backbone.from_pretrained(directory, dtype="float32", **options)
+    backbone = Backbone.from_pretrained(directory, dtype=dtype, **options)
+    taps = collect(backbone, SAMPLES)
+    for found, expected in zip(taps, collect(whole, SAMPLES), strict=True):
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, expected)
+        assert (found - expected).norm() < error * expected.norm()
+    for found, expected in zip(collect(backbone.with_taps([2]), SAMPLES), taps[1:2], strict=True):
+        assert torch.equal(found, expected)
+    matrices = [name for name, p in backbone.parts.layers.named_parameters() if p.dim() > 1]
+    assert matrices == []
+    assert backbone.model_spec() == whole.model_spec()
+    assert backbone.weight_bytes().layer < whole.weight_bytes().layer / 2
+    assert backbone.weight_bytes().widest == whole.weight_bytes().widest
+
+
+def test_weights_are_gone(tmp_path: Path) -> None:
+    """LoRA above a tap would need the weights as they were, and is refused."""
+    backbone = Backbone.from_pretrained(saved(tmp_path, "llama"), dtype="int8")
+    with pytest.raises(ModelError, match=r"held in 8 bits, .* use --dtype bfloat16"):
+        backbone.layer_weights(0)
+    assert backbone.arithmetic.startswith("8 bits computed in ")
+
+
+def test_head_and_generation(tmp_path: Path) -> None:
+    """The LM head is not quantized, and tokens one by one give the same taps."""
+    directory = saved(tmp_path, "llama")
+    whole = Backbone.from_pretrained(directory, dtype="bfloat16", lm_head=True)
+    backbone = Backbone.from_pretrained(directory, dtype="int8", lm_head=True, taps=[3])
+    assert export_lm_head(backbone.model) == export_lm_head(whole.model)
+    pieces: list[Tensor] = []
+    cache = backbone.extend(SAMPLES[0][:2], lambda _, hidden: pieces.append(hidden.float()))
+    backbone.extend(SAMPLES[0][2:], lambda _, hidden: pieces.append(hidden.float()), cache)
+    (together,) = collect(backbone, [SAMPLES[0]])
+    torch.testing.assert_close(torch.cat(pieces), together.float(), atol=0.1, rtol=0.1)
+
+
+def test_one_matrix_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the weights that are quantized, no two are in memory as they are in the file."""
+    directory = saved(tmp_path, "llama")
+    events: list[str] = []
+    read, quantize = Checkpoint.read, quantized_linear
+
+    def reading(self: Checkpoint, name: str, target: Tensor) -> None:
+        events.append(name)
+        read(self, name, target)
+
+    def quantizing(*arguments: Any) -> QuantizedLinear:
+        events.append("quantize")
+        return quantize(*arguments)
+
+    monkeypatch.setattr(Checkpoint, "read", reading)
+    monkeypatch.setattr(quantized_loading, "quantized_linear", quantizing)
+    Backbone.from_pretrained(directory, dtype="int8")
+    assert events.count("quantize") == 3 * 7
+    matrices = [n for n, event in enumerate(events) if "proj" in event]
+    assert [events[n + 1] for n in matrices] == ["quantize"] * len(matrices)
+
+
+def test_only_some_layers(tmp_path: Path) -> None:
+    """Layers above the wanted depth are counted and not read."""
+    directory = saved(tmp_path, "gpt2")
+    model, _ = load_quantized(directory, 8, lm_head=False, workspace=Workspace(), depth=1)
+    part = Backbone(model, None, name="tiny", taps=[1], bits=8)
+    whole = Backbone.from_pretrained(directory, dtype="int8", compute_dtype="bfloat16", taps=[1])
+    assert part.weight_bytes() == whole.weight_bytes()
+    assert torch.equal(collect(part, SAMPLES)[0], collect(whole, SAMPLES)[0])
+    assert all(p.is_meta for p in part.parts.layers[1].parameters())

@@ -58,9 +58,10 @@ def compute_type(wanted: str | torch.dtype, stored: torch.dtype) -> torch.dtype:
 class Expansion:
     """Make a model compute in another type than its weights have, as long as they are on a CPU.
 
-    While a module runs, its own parameters are copies in the other type; before and after, the model is as it
-    was given. Linear layers that are given a single token compute in the type of their weights. Embeddings are not expanded, only the rows that they give. What follows the layers, which the
-    backbone does not run, takes its input in its own type.
+    While a module runs, its own parameters are copies in the other type; before and after, the model is as
+    it was given. Linear layers that are given a single token compute in the type of their weights. Embeddings
+    are not expanded, only the rows that they give. What follows the layers, which the backbone does not run,
+    takes its input in its own type.
 
     Args:
         model: with all its weights, or with layers that bring them when they are run.

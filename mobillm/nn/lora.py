@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ __all__ = ["LoRALinear"]
 class LoRALinear(nn.Module):
     """A frozen linear layer and two trained matrices: ``x W' + b + SCALE (x A') B'``.
 
-    A is drawn as PEFT draws it, B is zero, so it starts as the frozen layer. A and B are held in fp32 and
-    computed with in the type of ``x``.
+    A is drawn as PEFT draws it, B is zero, so it starts as the frozen layer. A and B are held in fp32.
+    Computing is in the type of ``x``; a frozen layer of another type is copied to it for each product.
 
     Args:
         frozen: the layer; its parameters are used, not copied.
@@ -36,5 +37,24 @@ class LoRALinear(nn.Module):
         """Map ``[..., in]`` to ``[..., out]``."""
         low = F.linear(values, self.lora_A.to(values.dtype))
         added = F.linear(low, self.lora_B.to(values.dtype))
-        out: Tensor = torch.add(self.frozen(values), added, alpha=SCALE)
-        return out
+        return torch.add(self._product(values), added, alpha=SCALE)
+
+    def _product(self, values: Tensor) -> Tensor:
+        weight, bias = self.frozen.weight, self.frozen.bias
+        if weight.dtype == values.dtype:
+            return F.linear(values, weight, bias)
+        product: Tensor = cast(Any, _Widened).apply(values, weight)
+        return product if bias is None else product + bias
+
+
+class _Widened(torch.autograd.Function):
+    """Multiply by a frozen matrix in the type of the values; autograd alone would keep the wide copy."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return F.linear(values, weight.to(values.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.weight.to(gradient.dtype), None

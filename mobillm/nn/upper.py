@@ -18,6 +18,7 @@ from ..errors import ModelError
 from ..spec import SessionSpec, TailSpec
 from .adapter import MODULES
 from .architectures import architecture_of
+from .compute import compute_type
 from .lora import LoRALinear
 from .ragged import Ragged
 
@@ -29,9 +30,9 @@ KEPT = 2 << 30
 
 
 def inner_bytes(spec: SessionSpec) -> int:
-    """Return what a tail's layers compute inside for one token in training, in bytes: half of it in fp32."""
+    """Return what a tail's layers compute inside for one token in training, in bytes, all of it in fp32."""
     assert spec.tail is not None
-    return len(spec.tail.layers) * 4 * (12 * spec.model.hidden_size + 6 * spec.tail.intermediate_size)
+    return len(spec.tail.layers) * 4 * (16 * spec.model.hidden_size + 8 * spec.tail.intermediate_size)
 
 
 def _attend(
@@ -110,7 +111,8 @@ class FrozenLayers:
 class UpperLayers(nn.Module):
     """The layers above a tap with LoRA in them, then the final norm.
 
-    Frozen weights are used as they are given, not copied, and computing is in their type.
+    Frozen weights are used as they are given, not copied. Computing is in their type, or on a CPU without
+    instructions for it in fp32, with one matrix copied at a time.
 
     Args:
         spec: a session of kind ``tail``.
@@ -146,6 +148,10 @@ class UpperLayers(nn.Module):
                 place = next(path for path, _ in layer.named_modules() if path.rpartition(".")[2] == name)
                 inside = layer.get_submodule(place.rpartition(".")[0])
                 setattr(inside, name, LoRALinear(getattr(inside, name), spec.side.rank))
+        for module in self.modules():
+            if module._parameters and not isinstance(module, LoRALinear | nn.Linear):
+                module.register_forward_pre_hook(self._before)
+                module.register_forward_hook(self._after, always_call=True)
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield each matrix of LoRA under the name that PEFT gives it."""
@@ -162,10 +168,12 @@ class UpperLayers(nn.Module):
             layout: which rows belong to which sample.
 
         Returns:
-            ``[N, d]`` in the type of the weights.
+            ``[N, d]`` in the type of computing.
 
         """
-        hidden = tap.to(next(self.norm.parameters()).dtype)[None]
+        stored = next(self.norm.parameters())
+        on_cpu = stored.device.type == "cpu"
+        hidden = tap.to(compute_type("auto", stored.dtype) if on_cpu else stored.dtype)[None]
         named: dict[str, Any] = {"layout": layout}
         if self.inv_freq is not None:
             named["position_embeddings"] = self._rotations(layout, hidden.dtype)
@@ -180,6 +188,17 @@ class UpperLayers(nn.Module):
                 hidden = layer(hidden, **named)
         out: Tensor = self.norm(hidden[0])
         return out
+
+    def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Give a norm its weights in the type of its input, for the time that it runs."""
+        self._stored = dict(module._parameters)
+        for name, parameter in self._stored.items():
+            assert parameter is not None
+            wide = parameter.detach().to(inputs[0].dtype)
+            module._parameters[name] = nn.Parameter(wide, requires_grad=False)
+
+    def _after(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
+        module._parameters.update(self._stored)
 
     def _rotations(self, layout: Ragged, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of each token's position, ``[1, N, size]`` (RoPE, arXiv 2104.09864)."""

@@ -27,8 +27,8 @@ def check_step(spec: SessionSpec, tokens: int, limit: int) -> None:
     weights = 2 * layers * (4 * width * width + 3 * width * inner)
     inside = tokens * inner_bytes(spec)
     if inside > KEPT:  # then of one layer at a time, and the hidden states between them
-        inside = inside // layers + tokens * layers * 2 * width
-    need = weights + inside
+        inside = inside // layers + tokens * layers * 4 * width
+    need = weights + inside + 4 * width * max(width, inner)  # the last for one matrix that is widened
     if need > limit:
         expected = f"a smaller batch or a higher tap: the step would take {need} bytes of {limit}"
         raise ConfigError("the batch's number of tokens", tokens, expected)

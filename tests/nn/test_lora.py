@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import peft
@@ -41,6 +42,26 @@ def test_it_computes_what_peft_computes() -> None:
         theirs.lora_B["default"].weight.copy_(layer.lora_B)
     values = torch.randn(7, 6)
     torch.testing.assert_close(layer(values), theirs(values))
+
+
+def test_a_frozen_layer_of_another_type() -> None:
+    """A bf16 layer under fp32 values computes what its weights compute in fp32, forward and backward."""
+    frozen = nn.Linear(6, 5).bfloat16().requires_grad_(False)
+    layer, wide = LoRALinear(frozen, 3), LoRALinear(copy.deepcopy(frozen).float(), 3)
+    with torch.no_grad():
+        layer.lora_B.normal_()
+        wide.lora_A.copy_(layer.lora_A)
+        wide.lora_B.copy_(layer.lora_B)
+    values = torch.randn(7, 6)
+    both = [values.clone().requires_grad_() for _ in range(2)]
+    outs = [module(x) for module, x in zip((layer, wide), both, strict=True)]
+    torch.testing.assert_close(*outs)
+    for out in outs:
+        out.square().sum().backward()
+    assert both[0].grad is not None
+    torch.testing.assert_close(both[0].grad, both[1].grad)
+    torch.testing.assert_close(layer.lora_B.grad, wide.lora_B.grad)
+    assert frozen.weight.dtype == torch.bfloat16
 
 
 def test_types() -> None:

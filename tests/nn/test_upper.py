@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mobillm.errors import ModelError
-from mobillm.nn import upper
+from mobillm.nn import compute, upper
 from mobillm.nn.backbone import Backbone
+from mobillm.nn.ragged import Ragged
 from mobillm.nn.saved import SideConfig, save_side
 from mobillm.nn.side import SideNetwork
 from mobillm.nn.tail import upper_weights
@@ -83,6 +84,32 @@ def test_blobs_hold_all_that_is_needed(architecture: str) -> None:
     with torch.no_grad():
         assert torch.equal(far(taps, LENGTHS), near(taps, LENGTHS))
     assert far.state_bytes() == near.state_bytes()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bf16_layers_that_compute_in_fp32(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without instructions for bf16 the layers compute what their weights compute in fp32, and stay bf16."""
+    taps = collect(tiny(architecture), SAMPLES)
+    outputs, states = [], []
+    for wide, native in ((False, False), (True, False), (False, True)):
+        monkeypatch.setattr(compute, "has_native_bf16", lambda native=native: native)
+        backbone = tiny(architecture)
+        backbone.model.to(torch.bfloat16)
+        if wide:
+            backbone.model.to(torch.float32)
+        spec, _ = tail_session(backbone)
+        network = disturbed(SideNetwork.from_spec(spec, tail=upper_weights(backbone, 1))).train()
+        out = network.upper(taps[-1], Ragged(LENGTHS)) if network.upper is not None else None
+        assert out is not None
+        out.square().sum().backward()
+        outputs.append(out.detach())
+        states.append({name: p.grad for name, p in network.trained().items() if p.grad is not None})
+        frozen = [p for p in network.parameters() if not p.requires_grad]
+        assert {p.dtype for p in frozen} == {torch.float32 if wide else torch.bfloat16}
+    assert [out.dtype for out in outputs] == [torch.float32, torch.float32, torch.bfloat16]
+    torch.testing.assert_close(outputs[0], outputs[1])
+    for name, gradient in states[0].items():
+        torch.testing.assert_close(gradient, states[1][name], rtol=1e-4, atol=1e-4)
 
 
 def gradients(backbone: Backbone, samples: list[list[int]]) -> dict[str, Tensor]:

@@ -88,9 +88,9 @@ def test_sessions_get_on_with_little_memory(run: Run, tmp_path: pathlib.Path) ->
 def test_steps_of_a_tail() -> None:
     """[B-45] A batch that needs one byte too much is refused, small and large ones by their own measure."""
     what, _ = tail_session(Backbone.from_model(tiny_model("llama"), name="tiny", taps=[1]))
-    weights, inside = 2 * 2 * (4 * 16 * 16 + 3 * 16 * 24), 4 * (12 * 16 + 6 * 24)
+    weights, inside = 2 * 2 * (4 * 16 * 16 + 3 * 16 * 24) + 4 * 16 * 24, 4 * (16 * 16 + 8 * 24)
     most = KEPT // (2 * inside)
-    for tokens, kept in ((most, 2 * inside), (most + 1, 2 * 2 * 16 + inside)):
+    for tokens, kept in ((most, 2 * inside), (most + 1, 2 * 4 * 16 + inside)):
         need = weights + tokens * kept
         check_step(what, tokens, need)
         with pytest.raises(

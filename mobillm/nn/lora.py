@@ -43,18 +43,19 @@ class LoRALinear(nn.Module):
         weight, bias = self.frozen.weight, self.frozen.bias
         if weight.dtype == values.dtype:
             return F.linear(values, weight, bias)
-        product: Tensor = cast(Any, _Widened).apply(values, weight)
-        return product if bias is None else product + bias
+        product: Tensor = cast(Any, _Widened).apply(values, weight, bias)
+        return product
 
 
 class _Widened(torch.autograd.Function):
     """Multiply by a frozen matrix in the type of the values; autograd alone would keep the wide copy."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return F.linear(values, weight.to(values.dtype))
+        dtype = values.dtype
+        return F.linear(values, weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.weight.to(gradient.dtype), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient @ ctx.weight.to(gradient.dtype), None, None

@@ -10,7 +10,8 @@ the fastest one, when the first one has ended), ``peak_rss_bytes`` of the server
 ``p99_ack_seconds`` (from COMMIT to durable), ``growth.<n>.*`` the same for each number of sessions, and of
 the log ``log_append_ratio`` (durable appends against plain writes with fdatasync of the same bytes) and
 ``log_read_ratio`` (reading all batches against plain reads of the same sizes), medians of pairs whose order
-alternates, with ``.quartiles``; ``grouped_speedup`` is that of this shape (``benchmarks.grouped``).
+alternates, with ``.quartiles``; ``grouped_speedup``: 16 sessions of this shape trained together over one by
+one (``benchmarks.grouped``). ``--group`` is that of ``mobillm serve``, for ``growth``.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _keep(taps: list[Any], _: int, hidden: torch.Tensor) -> None:
     taps.append(hidden.float().numpy().copy())
 
 
-def run_server(directory: pathlib.Path, pipe: Pipe, sessions: int) -> None:
+def run_server(directory: pathlib.Path, pipe: Pipe, sessions: int, group: int) -> None:
     """Serve on the first core until told to stop; tell the address, and at the end the peak of memory."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
@@ -109,7 +110,7 @@ def run_server(directory: pathlib.Path, pipe: Pipe, sessions: int) -> None:
         keys = {"default": derive_key(TOKEN)}
         timeouts = Timeouts(drain=1.0)
         async with serve(
-            "127.0.0.1:0", keys=keys, directory=directory, limits=limits, timeouts=timeouts
+            "127.0.0.1:0", keys=keys, directory=directory, limits=limits, timeouts=timeouts, group=group
         ) as server:
             pipe.send(str(server.address))
             await asyncio.to_thread(pipe.recv)
@@ -162,12 +163,12 @@ async def drive(address: str, spec: SessionSpec, batches: Sequence[Tensors], ses
     }
 
 
-def measure(spec: SessionSpec, batches: Sequence[Tensors], sessions: int) -> dict[str, Any]:
+def measure(spec: SessionSpec, batches: Sequence[Tensors], sessions: int, group: int = 1) -> dict[str, Any]:
     """Run one number of sessions against a fresh server."""
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        process = context.Process(target=run_server, args=(pathlib.Path(folder), there, sessions))
+        process = context.Process(target=run_server, args=(pathlib.Path(folder), there, sessions, group))
         process.start()
         try:
             address: str = here.recv()
@@ -304,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(prog="benchmarks.server", description=__doc__)
     parser.add_argument("--sessions", type=lambda text: tuple(sizes(text)), default=SIZES, metavar="N,...")
+    parser.add_argument("--group", type=int, default=1, metavar="N")
     parser.add_argument("--json", type=pathlib.Path, metavar="F")
     parser.add_argument("--picture", type=pathlib.Path, metavar="PNG")
     args = parser.parse_args(argv)
@@ -315,11 +317,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     growth: dict[int, dict[str, Any]] = {}
     for number in args.sessions:
         with console.status(f"{number} sessions"):
-            growth[number] = measure(spec, batches, number)
+            growth[number] = measure(spec, batches, number, args.group)
         console.print(number, growth[number])
     last = growth[max(growth)]
     figures = {
         "sessions": max(growth),
+        "group": args.group,
         "aggregate_samples_per_s": last["samples_per_s"],
         "fairness": last["fairness"],
         "peak_rss_bytes": last["peak_rss_bytes"],

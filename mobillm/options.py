@@ -67,7 +67,7 @@ class Limits:
         failed_logins: that one address may have before it must pause, a count; a tenant twice as many.
         sessions: sessions of one tenant that are attached or not finished, a count.
         stored: activations of one tenant on the server's disk.
-        parameters: of the largest side network that the server trains, a count; each takes about 20 bytes
+        parameters: of the largest side network that the server trains, a count; each takes about 24 bytes
             of memory in training. Frozen ones in the layers above a tap count a tenth.
         memory: packed bytes of all sessions of a server that wait for training, credit included; at least
             a frame for each attached session, beyond which attaching is refused for a while. Also what one

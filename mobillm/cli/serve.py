@@ -45,6 +45,7 @@ __all__ = ["add", "run"]
 
 logger = logging.getLogger("mobillm.cli")
 
+MAX_GROUP = 64
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PREFIX = "MOBILLM_SERVE_"
 # Ray reads it when it is imported. Without it a Ray that is meant for this machine alone takes 127.0.0.1 for
@@ -114,6 +115,14 @@ SETTINGS = (
         metavar="N",
         help="torch threads",
         shown="half of the cores",
+    ),
+    Setting(
+        name="group",
+        read=between(1, MAX_GROUP),
+        default=1,
+        metavar="N",
+        help="sessions of one shape whose steps are taken together where that is faster; above 1 the last "
+        "bits of a result depend on who trains at the same moment",
     ),
     Setting(name="loop", choices=("uvloop", "asyncio"), default="uvloop", help="event loop"),
     Setting(
@@ -216,6 +225,8 @@ def _engine(args: argparse.Namespace) -> Engine | None:
         if args.ray_address is not None:
             raise ConfigError("--ray-address", args.ray_address, "--engine ray with it")
         return None
+    if args.group > 1:
+        raise ConfigError("--group", args.group, "1 with --engine ray, where each session has its own actor")
     if args.ray_address is None or _is_loopback(args.ray_address.rpartition(":")[0]):
         os.environ.setdefault(LOOPBACK, "0")
     try:
@@ -236,7 +247,7 @@ async def _serve(
     from ..server import app  # imports torch
 
     options: Any = {"tls": tls, "limits": limits, "keep": args.keep, "meter": _meter(args)}
-    options["engine"] = _engine(args)
+    options |= {"engine": _engine(args), "group": args.group}
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

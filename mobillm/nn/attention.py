@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from .dropout import Dropout, MaskSource
 from .ragged import Ragged
 
-__all__ = ["Block", "KeyValues"]
+__all__ = ["Block", "KeyValues", "Turn", "rotate", "turn"]
 
 KeyValues = tuple[Tensor, Tensor]  # each [1, heads, past tokens, head width]
+Turn = tuple[Tensor, Tensor]  # cosines and sines, each [positions, head width]
 _THETA = 10_000.0
 
 
@@ -78,11 +79,8 @@ class Block(nn.Module):
     def _split(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, _ = qkv.shape
         query, key, value = qkv.view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)  # [B, h, T, w]
-        half = query.shape[-1] // 2
-        steps = torch.arange(start, start + length, device=qkv.device, dtype=torch.float32)
-        rates = _THETA ** (-torch.arange(half, device=qkv.device, dtype=torch.float32) / max(half, 1))
-        angles = steps[:, None] * rates  # [T, half]
-        return _rotate(query, angles), _rotate(key, angles), value
+        turns = turn(start, length, query.shape[-1], qkv.device)
+        return rotate(query, turns), rotate(key, turns), value
 
     def _finish(self, stream: Tensor, mixed: Tensor) -> Tensor:
         stream = stream + self.dropout(self.attention_out(mixed))
@@ -91,8 +89,28 @@ class Block(nn.Module):
         return stream + added
 
 
-def _rotate(values: Tensor, angles: Tensor) -> Tensor:
-    half = angles.shape[-1]
-    first, second, rest = torch.split(values, [half, half, values.shape[-1] - 2 * half], dim=-1)
+def turn(start: int, length: int, width: int, device: torch.device) -> Turn:
+    """Return by how much the channels of a head turn at each position.
+
+    Args:
+        start: first position.
+        length: positions.
+        width: of a head.
+        device: of the result.
+
+    """
+    half = width // 2
+    steps = torch.arange(start, start + length, device=device, dtype=torch.float32)
+    rates = _THETA ** (-torch.arange(half, device=device, dtype=torch.float32) / max(half, 1))
+    angles = steps[:, None] * rates
     cos, sin = angles.cos(), angles.sin()
-    return torch.cat((first * cos - second * sin, first * sin + second * cos, rest), dim=-1)
+    rest = angles.new_zeros(length, width - 2 * half)
+    return torch.cat((cos, cos, rest + 1.0), 1), torch.cat((-sin, sin, rest), 1)
+
+
+def rotate(values: Tensor, turns: Turn) -> Tensor:
+    """Turn the channels of queries or keys ``[..., T, width]``."""
+    cos, sin = turns
+    half = values.shape[-1] // 2
+    first, second, rest = torch.split(values, [half, half, values.shape[-1] - 2 * half], dim=-1)
+    return torch.addcmul(values * cos, torch.cat((second, first, rest), dim=-1), sin)

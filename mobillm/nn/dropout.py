@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -30,12 +32,21 @@ class MaskSource:
 
     def keep(self, like: Tensor, probability: float) -> Tensor:
         """Draw a boolean mask of ``like``'s shape that is true with ``probability``."""
+        return self._draw(like.shape, like.device) < probability
+
+    def keep_all(self, sizes: Sequence[int], probability: float, device: torch.device) -> Tensor:
+        """Draw what :meth:`keep` would draw for so many values each, one after the other; in one vector."""
+        # A CPU's generator gives the same numbers however many are drawn at a time.
+        drawn = [sum(sizes)] if device.type == "cpu" else sizes
+        return torch.cat([self._draw((size,), device) < probability for size in drawn])
+
+    def _draw(self, shape: Sequence[int], device: torch.device) -> Tensor:
         generator = self._generator
-        if generator is None or generator.device != like.device:
-            generator = torch.Generator(like.device)
+        if generator is None or generator.device != device:
+            generator = torch.Generator(device)
             generator.manual_seed((self._seed + (self._step + 1) * _MIX) % (1 << 63))
             self._generator = generator
-        return torch.rand(like.shape, generator=generator, device=like.device) < probability
+        return torch.rand(shape, generator=generator, device=device)
 
 
 class Dropout(nn.Module):

@@ -117,6 +117,26 @@ class SideNetwork(nn.Module):
         """Make the dropout masks a function of the spec's seed and ``step``; call before each step's loss."""
         self._source.begin(step)
 
+    def masks(self, sizes: Sequence[int], device: torch.device) -> Tensor:
+        """Draw the dropout masks of one step, as layers would that drop out so many values each."""
+        return self._source.keep_all(sizes, 1.0 - self.spec.side.dropout, device)
+
+    def check(self, taps: Sequence[Tensor], lengths: Tensor, targets: Tensor) -> Ragged:
+        """Return the layout of a batch.
+
+        Args:
+            taps: ragged taps.
+            lengths: ``[B]`` tokens of each sample.
+            targets: as in :meth:`loss`.
+
+        Raises:
+            ConfigError: taps or targets do not match the spec or the lengths.
+
+        """
+        layout = self._layout(taps, lengths)
+        self._check_targets(targets, layout)
+        return layout
+
     def forward(self, taps: Sequence[Tensor], lengths: Tensor) -> Tensor:
         """Compute the task's outputs.
 
@@ -153,8 +173,7 @@ class SideNetwork(nn.Module):
             ConfigError: taps or targets do not match the spec or the lengths.
 
         """
-        layout = self._layout(taps, lengths)
-        self._check_targets(targets, layout)
+        layout = self.check(taps, lengths, targets)
         if self.frozen is not None:
             rows = (targets != IGNORED).nonzero().squeeze(1)
             hidden = self._token_states(taps, layout, rows)
@@ -180,8 +199,7 @@ class SideNetwork(nn.Module):
             ConfigError: taps or targets do not match the spec or the lengths.
 
         """
-        layout = self._layout(taps, lengths)
-        self._check_targets(targets, layout)
+        layout = self.check(taps, lengths, targets)
         with self._evaluating():
             if self.frozen is not None:
                 rows = (targets != IGNORED).nonzero().squeeze(1)

@@ -20,7 +20,7 @@ from .blobs import BlobReader
 from .checkpoints import Checkpoints
 from .engine import Saved, Status, Step
 from .equalizers import Equalizers
-from .learner import Learner
+from .learner import Learner, Piece
 from .reader import Entry, LogReader
 from .replay import Replay
 from .trainer import Trainer
@@ -107,13 +107,14 @@ class SessionActor:
         if entry.heldout:
             self._learner.hold_out(seq)
             return self._reply(None)
-        return self._reply(self._learner.step([self._log.read(entry)], seq, 1, 0))
+        return self._reply(self._learner.step(Piece([self._log.read(entry)], seq, 1, 0)))
 
     def train_again(self, entries: Sequence[Entry], epoch: int, index: int) -> Reply[Step]:
         """Train on a batch of a later epoch; the log is complete by then."""
         self._extend(entries)
         parts = self._replay.batch(epoch, index)
-        return self._reply(self._learner.step(parts, self._learner.progress.applied, epoch, index + 1))
+        piece = Piece(parts, self._learner.progress.applied, epoch, index + 1)
+        return self._reply(self._learner.step(piece))
 
     def judge(self, entries: Sequence[Entry]) -> Reply[dict[str, float]]:
         """Judge an epoch that is over by the held-out batches."""

@@ -26,6 +26,7 @@ async def serve(
     directory: pathlib.Path,
     device: str = "cpu",
     engine: Engine | None = None,
+    group: int = 1,
     keep: bool = False,
     tls: ssl.SSLContext | None = None,
     timeouts: Timeouts | None = None,
@@ -44,6 +45,7 @@ async def serve(
         directory: where sessions, activation logs and blobs are kept.
         device: torch device to train on; not used with an engine.
         engine: trains the sessions; None does so in this process. It is started, and closed at the end.
+        group: most sessions whose steps are taken together; 1 takes each alone. Not used with an engine.
         keep: whether the activation log of a finished session stays when the device has the result.
         tls: TLS context; None speaks plain TCP.
         timeouts: bounds of every wait.
@@ -59,7 +61,14 @@ async def serve(
     limits = limits or Limits()
     meter = meter or Meter()
     gateway = Gateway(
-        directory, limits=limits, keys=keys, keep=keep, device=device, engine=engine, meter=meter
+        directory,
+        limits=limits,
+        keys=keys,
+        keep=keep,
+        device=device,
+        engine=engine,
+        group=group,
+        meter=meter,
     )
     control = Control(gateway, directory)
     try:

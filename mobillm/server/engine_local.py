@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import operator
 import time
+from collections.abc import Hashable, Sequence
+from typing import Self
 
 from .batch import Batch
 from .engine import Job, Saved, Status, Step
-from .learner import Learner
+from .learner import Learner, Piece
 from .reader import Entry
 from .replay import Replay
+from .together import fits, shape_of
 from .trainer import Trainer, warm_up
+from .turns import Joint
 from .workers import Workers
 
 __all__ = ["LocalEngine"]
@@ -58,6 +63,25 @@ class LocalEngine:
             await asyncio.gather(self._warming, return_exceptions=True)
 
 
+class _JointStep(Joint[Step]):
+    """A step that can be taken together with those of other sessions."""
+
+    def __init__(self, kind: Hashable, learner: Learner, piece: Piece) -> None:
+        super().__init__(kind, piece.grid.tokens)
+        self._learner = learner
+        self._piece = piece
+
+    def fits(self, others: Sequence[Self]) -> bool:
+        grids = (other._piece.grid for other in others)
+        return fits(self._learner.trainer.spec, functools.reduce(operator.or_, grids, self._piece.grid))
+
+    def run(self, others: Sequence[Self]) -> Sequence[Step | Exception]:
+        if not others:
+            return [self._learner.step(self._piece)]
+        all_of_them = (self, *others)
+        return Learner.step_together([j._learner for j in all_of_them], [j._piece for j in all_of_them])
+
+
 class _LocalWorker:
     """One session's share of the threads; see :class:`mobillm.server.engine.Worker`."""
 
@@ -66,6 +90,8 @@ class _LocalWorker:
         self._job = job
         self._workers = workers
         self._replay: Replay | None = None
+        # Work of other sessions of the same shape can be done with its own.
+        self._shape = shape_of(job.spec, learner.trainer.device.type) if workers.group > 1 else None
 
     @property
     def status(self) -> Status:
@@ -82,16 +108,18 @@ class _LocalWorker:
         batch = item
         if isinstance(batch, Entry):
             batch = await self._workers.write(self._job.log().read, batch)
-        work = functools.partial(self.learner.step, [batch], batch.seq, 1, 0)
-        return await self._workers.train(self._job.name, work)
+        return await self._step(Piece([batch], batch.seq, 1, 0))
 
     async def train_again(self, epoch: int, index: int) -> Step:
         if self._replay is None:
             self._replay = Replay(self._job.spec, self._job.log())
         parts = await self._workers.write(self._replay.batch, epoch, index)
-        applied = self.learner.progress.applied
-        work = functools.partial(self.learner.step, parts, applied, epoch, index + 1)
-        return await self._workers.train(self._job.name, work)
+        return await self._step(Piece(parts, self.learner.progress.applied, epoch, index + 1))
+
+    async def _step(self, piece: Piece) -> Step:
+        if self._shape is None or not fits(self._job.spec, piece.grid):
+            return await self._workers.train(self._job.name, functools.partial(self.learner.step, piece))
+        return await self._workers.train(self._job.name, _JointStep(self._shape, self.learner, piece))
 
     async def judge(self) -> dict[str, float]:
         return await self._workers.train(self._job.name, lambda: self.learner.judge(self._job.log()))

@@ -47,6 +47,7 @@ class Gateway:
         keep: whether the activation log of a finished session stays when the device has the result.
         device: torch device to train on; not used with an engine.
         engine: trains the sessions; None does so in the server's own training thread. Closed at the end.
+        group: most sessions whose steps are taken together; not used with an engine.
         meter: counts what happens.
 
     Attributes:
@@ -71,6 +72,7 @@ class Gateway:
         keep: bool = False,
         device: str = "cpu",
         engine: Engine | None = None,
+        group: int = 1,
         meter: Meter | None = None,
     ) -> None:
         self.limits = limits
@@ -95,7 +97,7 @@ class Gateway:
         except BaseException:
             self._lock.release()
             raise
-        self.workers = Workers()
+        self.workers = Workers(group)
         self.engine = engine or LocalEngine(self.workers, device)
         self._attachments: dict[bytes, Attachment] = {}
         self._parking: set[asyncio.Task[None]] = set()

@@ -6,6 +6,7 @@ Weights and progress change together, in one thread, so that a checkpoint sees b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -15,9 +16,33 @@ from .checkpoints import Checkpoints
 from .engine import Status, Step
 from .progress import Progress
 from .reader import LogReader
+from .together import Grid, step_together
 from .trainer import Trainer
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "Piece"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What a step trains on.
+
+    Attributes:
+        parts: samples of one batch; several where not all taps were packed alike.
+        applied: last batch of the first epoch that is trained on then.
+        epoch: from 1.
+        index: batches of a later epoch that are trained on then; 0 in the first.
+
+    """
+
+    parts: Sequence[Batch]
+    applied: int
+    epoch: int
+    index: int
+
+    @functools.cached_property
+    def grid(self) -> Grid:
+        """What the batch takes."""
+        return Grid.of(self.parts)
 
 
 class Learner:
@@ -52,20 +77,34 @@ class Learner:
         """Note that the next batch of the first epoch is kept for evaluation."""
         self.progress = self.progress.after(seq, 1, 0, None)
 
-    def step(self, parts: Sequence[Batch], applied: int, epoch: int, index: int) -> Step:
-        """Take one optimizer step.
+    def step(self, piece: Piece) -> Step:
+        """Take one optimizer step."""
+        start = time.monotonic_ns()
+        loss = self.trainer.step(*piece.parts)
+        return self._stepped(piece, loss, start, time.monotonic_ns() - start)
 
-        Args:
-            parts: samples of one batch; several where not all taps were packed alike.
-            applied: last batch of the first epoch that is trained on then.
-            epoch: from 1.
-            index: batches of a later epoch that are trained on then; 0 in the first.
+    @staticmethod
+    def step_together(learners: Sequence[Learner], pieces: Sequence[Piece]) -> list[Step | Exception]:
+        """Take one step of each of several sessions of one shape, see :mod:`mobillm.server.together`.
+
+        Returns:
+            for each what :meth:`step` returns or raises; each has taken a part of the time as its tokens are.
 
         """
         start = time.monotonic_ns()
-        loss = self.trainer.step(*parts)
-        self.progress = self.progress.after(applied, epoch, index, loss)
-        return Step(loss, start // 1000, (time.monotonic_ns() - start) // 1000)
+        trainers = [learner.trainer for learner in learners]
+        losses = step_together(trainers, [piece.parts for piece in pieces])
+        each = (time.monotonic_ns() - start) / sum(piece.grid.tokens for piece in pieces)
+        return [
+            loss
+            if isinstance(loss, Exception)
+            else learner._stepped(piece, loss, start, int(each * piece.grid.tokens))
+            for learner, piece, loss in zip(learners, pieces, losses, strict=True)
+        ]
+
+    def _stepped(self, piece: Piece, loss: float | None, start: int, duration: int) -> Step:
+        self.progress = self.progress.after(piece.applied, piece.epoch, piece.index, loss)
+        return Step(loss, start // 1000, duration // 1000)
 
     def judge(self, log: LogReader) -> dict[str, float]:
         """Judge an epoch that is over by the held-out batches, and keep its weights if they are the best."""

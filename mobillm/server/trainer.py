@@ -26,6 +26,7 @@ from ..protocol import LENGTHS, TARGETS
 from ..spec import OptimizerSpec, SessionSpec
 from .batch import Batch
 from .equalizers import Equalizers
+from .weights import Weights
 
 __all__ = ["Trainer", "check_size", "learning_rate", "warm_up"]
 
@@ -129,21 +130,12 @@ class Trainer:
         tail = None if spec.tail is None else FrozenLayers.from_blobs(spec.tail, blobs)
         self.network = SideNetwork.from_spec(spec, head, tail).to(self.device)
         self._total = None if spec.batches is None else spec.batches * spec.epochs
-        self._parameters = self.network.trained()
-        decay = [p for p in self._parameters.values() if p.ndim >= 2]
-        plain = [p for p in self._parameters.values() if p.ndim < 2]
-        groups = [
-            {"params": params, "weight_decay": rate}
-            for params, rate in ((decay, spec.optimizer.weight_decay), (plain, 0.0))
-            if params
-        ]
-        self._optimizer = torch.optim.AdamW(groups, lr=spec.optimizer.lr, fused=True)
-        self._best: dict[str, Tensor] = {}  # weights of the best epoch so far, for early stopping
-        self._average: dict[str, Tensor] = {}
-        if spec.optimizer.ema:
-            self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self.trained = Weights(self.network.trained(), spec.optimizer)
+        self._best: Tensor | None = None  # weights of the best epoch so far, for early stopping
 
-    def _tensors(self, parts: Sequence[Batch]) -> tuple[list[Tensor], Tensor, Tensor]:
+    def unpack(self, parts: Sequence[Batch]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return a batch's taps, lengths and targets, as the network takes them."""
+
         def load(tensor: int) -> Tensor:
             found = [self._load_part(part, tensor) for part in parts]
             return found[0] if len(found) == 1 else torch.cat(found)
@@ -171,34 +163,32 @@ class Trainer:
             of steps.
 
         """
-        taps, lengths, targets = self._tensors(parts)
-        self.lr = learning_rate(self.spec.optimizer, self.steps, self._total)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.lr
+        taps, lengths, targets = self.unpack(parts)
         self.network.train()
         self.network.begin_step(self.steps)
         loss = self.network.loss(taps, lengths, targets)
         value = float(loss.detach())
-        self.steps += 1
-        if not math.isfinite(value):
-            self.skipped += 1
-            return None
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.spec.optimizer.clip or math.inf)
-        if not bool(torch.isfinite(norm)):
-            self.skipped += 1
-            return None
-        self._optimizer.step()
-        self.skipped = 0
-        self._update_average()
-        return value
+        return self.apply(value, self.trained.gradient(loss) if math.isfinite(value) else None)
 
-    def _update_average(self) -> None:
-        # A short memory first: otherwise the average would remember the initial weights for long.
-        decay = min(self.spec.optimizer.ema, (1 + self.steps) / (10 + self.steps))
-        for name, average in self._average.items():
-            average.lerp_(self._parameters[name].detach(), 1.0 - decay)
+    def apply(self, loss: float, gradient: Tensor | None) -> float | None:
+        """Take an optimizer step with a gradient that has been computed.
+
+        Args:
+            loss: of the batch.
+            gradient: of all weights, ``[P]``, which is changed; not needed if the loss is not finite.
+
+        Returns:
+            as :meth:`step`.
+
+        """
+        self.lr = learning_rate(self.spec.optimizer, self.steps, self._total)
+        self.steps += 1
+        if gradient is None or not math.isfinite(loss) or not self.trained.update(gradient, self.lr):
+            self.skipped += 1
+            return None
+        self.skipped = 0
+        self.trained.update_average(self.steps)
+        return loss
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Evaluate the weights that would be pulled now.
@@ -208,44 +198,40 @@ class Trainer:
 
         """
         sums: dict[str, float] = {}
-        own = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self._load_parameters(self._average)
+        values, own = self.trained.values, self.trained.values.clone()
+        values.copy_(self._pulled)
         try:
             for batch in batches:
-                for key, value in self.network.evaluate(*self._tensors([batch])).items():
+                for key, value in self.network.evaluate(*self.unpack([batch])).items():
                     sums[key] = sums.get(key, 0.0) + value
         finally:
-            self._load_parameters(own)
+            values.copy_(own)
         count = sums.get("count", 0.0)
-        values = {"count": count}
+        found = {"count": count}
         if count:
-            values["loss"] = sums["loss"] / count
+            found["loss"] = sums["loss"] / count
             if "correct" in sums:
-                values["accuracy"] = sums["correct"] / count
-        return values
+                found["accuracy"] = sums["correct"] / count
+        return found
 
-    def _load_parameters(self, values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, value in values.items():
-                self._parameters[name].copy_(value)
+    @property
+    def _pulled(self) -> Tensor:
+        return self.trained.values if self.trained.average is None else self.trained.average
 
     def keep_best(self) -> None:
         """Remember the weights that would be pulled now as the best ones so far."""
-        values = self._average or self._parameters
-        self._best = {name: value.detach().clone() for name, value in values.items()}
+        self._best = self._pulled.clone()
 
     def use_best(self) -> None:
         """Go back to the weights that :meth:`keep_best` has remembered; nothing is changed without any."""
-        self._load_parameters(self._best)
-        for name, average in self._average.items():
-            average.copy_(self._best.get(name, average))
-        self._best = {}
+        if self._best is not None:
+            self.trained.values.copy_(self._best)
+            self._pulled.copy_(self._best)
+        self._best = None
 
     def weights(self) -> bytes:
         """Return the weights to be pulled (the averaged ones, if the spec asks for them)."""
-        values = self._average or self._parameters
-        tensors = {name: value.detach().cpu().contiguous() for name, value in values.items()}
-        return safetensors.torch.save(tensors)
+        return safetensors.torch.save(self.trained.named(self._pulled.cpu()))
 
     def save(self, progress: dict[str, Any]) -> bytes:
         """Return the whole state as a safetensors file.
@@ -254,22 +240,24 @@ class Trainer:
             progress: plain values to be stored with it.
 
         """
+        moments = self.trained.moments() or (None, None, None)
+        kinds = {
+            "weight": self.trained.values,
+            "average": self.trained.average,
+            "best": self._best,
+            "first": moments[0],
+            "second": moments[1],
+        }
         tensors: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            tensors[f"weight.{name}"] = parameter.detach()
-            if name in self._average:
-                tensors[f"average.{name}"] = self._average[name]
-            if name in self._best:
-                tensors[f"best.{name}"] = self._best[name]
-            state = self._optimizer.state.get(parameter)
-            if state:
-                tensors[f"first.{name}"] = state["exp_avg"]
-                tensors[f"second.{name}"] = state["exp_avg_sq"]
-                tensors[f"count.{name}"] = state["step"]
-        copies = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        for kind, values in kinds.items():
+            if values is not None:
+                named = self.trained.named(values.cpu())
+                tensors |= {f"{kind}.{name}": piece for name, piece in named.items()}
+        if moments[2] is not None:
+            tensors |= {f"count.{name}": moments[2].cpu().clone() for name in self.trained.names}
         plain = {"format": FORMAT, "steps": self.steps, "skipped": self.skipped, "progress": progress}
         # One key: safetensors writes several in any order, and equal states should give equal bytes.
-        return safetensors.torch.save(copies, {"state": json.dumps(plain)})
+        return safetensors.torch.save(tensors, {"state": json.dumps(plain)})
 
     def load(self, data: bytes) -> dict[str, Any]:
         """Restore a state from :meth:`save` and return the values stored with it.
@@ -283,10 +271,7 @@ class Trainer:
             state = json.loads(_metadata(data)["state"])
             if state["format"] != FORMAT:
                 raise ValueError(f"its format is {state['format']!r}, not {FORMAT!r}")
-            for name, parameter in self._parameters.items():
-                self._load_one(name, parameter, tensors)
-            best = (name for name in self._parameters if f"best.{name}" in tensors)
-            self._best = {name: tensors[f"best.{name}"].to(self.device) for name in best}
+            self._load_tensors(tensors)
         except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as exc:
             raise StorageError(f"the checkpoint does not fit its session ({exc})") from exc
         self.steps = state["steps"]
@@ -294,17 +279,17 @@ class Trainer:
         progress: dict[str, Any] = state["progress"]
         return progress
 
-    def _load_one(self, name: str, parameter: Tensor, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            parameter.copy_(tensors[f"weight.{name}"])
-            if name in self._average:
-                self._average[name].copy_(tensors[f"average.{name}"])
-        if f"first.{name}" in tensors:
-            self._optimizer.state[parameter] = {
-                "step": tensors[f"count.{name}"].to(self.device),
-                "exp_avg": tensors[f"first.{name}"].to(self.device),
-                "exp_avg_sq": tensors[f"second.{name}"].to(self.device),
-            }
+    def _load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        def vector(kind: str) -> Tensor:
+            return self.trained.vector({name: tensors[f"{kind}.{name}"] for name in self.trained.names})
+
+        one = self.trained.names[0]
+        self.trained.values.copy_(vector("weight"))
+        if self.trained.average is not None:
+            self.trained.average.copy_(vector("average"))
+        if f"first.{one}" in tensors:
+            self.trained.set_moments(vector("first"), vector("second"), tensors[f"count.{one}"])
+        self._best = vector("best").to(self.device) if f"best.{one}" in tensors else None
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -7,7 +7,7 @@ import concurrent.futures
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from .turns import Turns
+from .turns import Joint, Turns
 
 __all__ = ["Workers"]
 
@@ -20,13 +20,21 @@ class Workers:
 
     Each session has at most a few pieces of work under way, so the queues are bounded by the number of
     sessions. Training time is shared fairly among sessions; files are served as they come.
+
+    Args:
+        group: most sessions whose steps are taken together.
+
+    Attributes:
+        group: the same.
+
     """
 
-    def __init__(self) -> None:
-        self._trainer = Turns("mobillm-train")
+    def __init__(self, group: int = 1) -> None:
+        self.group = group
+        self._trainer = Turns("mobillm-train", group=group)
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "mobillm-write")
 
-    async def train(self, owner: str, work: Callable[[], R]) -> R:
+    async def train(self, owner: str, work: Callable[[], R] | Joint[R]) -> R:
         """Run torch work in the training thread when it is the owner's turn.
 
         Args:

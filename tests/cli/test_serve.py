@@ -36,7 +36,7 @@ def test_configured_by_a_file(tmp_path: Path) -> None:
     config = tmp_path / "server.toml"
     config.write_text(
         f'listen = "127.0.0.1:0"\ndata-dir = "{tmp_path / "d"}"\nmetrics = "127.0.0.1:0"\nlog = "json"\n'
-        f'threads = 1\ntensorboard = "{tmp_path / "curves"}"\n'
+        f'threads = 1\ngroup = 4\ntensorboard = "{tmp_path / "curves"}"\n'
     )
     with start("serve", "--config", str(config), "--device", "cpu") as process:
         assert process.stdout is not None
@@ -134,6 +134,17 @@ def test_unknown_host(
     text = fails(capsys, "serve", *arguments)
     assert "the host 'nowhere.invalid' of --listen cannot be found" in text
     assert text.endswith("check the name and the network")
+
+
+def test_group_is_of_the_local_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Actors train alone; a number out of range is refused too."""
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    token.chmod(0o600)
+    arguments = ["--data-dir", str(tmp_path / "d"), "--token-file", str(token), "--device", "cpu"]
+    text = fails(capsys, "serve", *arguments, "--engine", "ray", "--group", "8", status=2)
+    assert "--group is 8; expected 1 with --engine ray" in text
+    assert "--group" in fails(capsys, "serve", *arguments, "--group", "65", status=2)
 
 
 def test_ray_that_is_not_there(

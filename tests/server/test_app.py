@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import pathlib
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
-from mobillm.device import connect
+from mobillm.device import Client, connect
 from mobillm.errors import ConfigError, ConnectionClosed, ErrorCode, LocalProtocolError, RemoteError
 from mobillm.options import Timeouts
 from mobillm.server.batch import Batch
+from mobillm.server.engine import Step
+from mobillm.server.learner import Learner, Piece
 from mobillm.server.trainer import Trainer
 from mobillm.spec import OptimizerSpec, SessionSpec, SideSpec
+from mobillm.transport import Server
 from tests.conftest import Run
 from tests.processes import server_process
 from tests.sessions import TOKEN, arrays, device, packed, serving, spec, submit, train
@@ -361,3 +367,60 @@ def test_refused_specs(run_once: Run, tmp_path: pathlib.Path) -> None:
 
 def _language() -> SessionSpec:
     return spec(task="causal-lm", head="0" * 64)
+
+
+def _seeded(seed: int) -> SessionSpec:
+    return dataclasses.replace(SPEC, seed=seed)
+
+
+def test_sessions_trained_together(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results are those of each alone but for rounding, through evaluation, leaving and a restart midway."""
+    sizes: list[int] = []
+    original = Learner.step_together
+
+    def noted(learners: Sequence[Learner], pieces: Sequence[Piece]) -> list[Step | Exception]:
+        sizes.append(len(learners))
+        return original(learners, pieces)
+
+    monkeypatch.setattr(Learner, "step_together", noted)
+    seeds = range(4)
+
+    async def first(server: Server, seed: int) -> bytes:
+        async with device(server) as client:
+            session = await client.open(_seeded(seed))
+            await submit(session, 1, BATCHES // 2)
+            if seed == 1:
+                await session.evaluate()
+            await session.wait_durable(BATCHES // 2)  # and leaves, while the others go on
+            return session.id
+
+    async def second(client: Client, seed: int, name: bytes) -> bytes:
+        session = await client.attach(name, _seeded(seed))
+        assert session.received == BATCHES // 2
+        await submit(session, session.received + 1, BATCHES)
+        await session.finish()
+        await session.wait_finished()
+        assert (session.received, session.durable, session.applied) == (BATCHES,) * 3
+        assert session.finished is not None
+        assert session.finished.steps == EPOCHS * BATCHES
+        return await session.pull()
+
+    async def main() -> None:
+        async with serving(tmp_path / "alone") as server, device(server) as client:
+            alone = await asyncio.gather(*(train(client, _seeded(seed), BATCHES) for seed in seeds))
+        assert sizes == []
+        async with serving(tmp_path / "together", group=4) as server:
+            names = await asyncio.gather(*(first(server, seed) for seed in seeds))
+        async with serving(tmp_path / "together", group=4) as server, device(server) as client:
+            pairs = zip(seeds, names, strict=True)
+            together = await asyncio.gather(*(second(client, seed, name) for seed, name in pairs))
+        for own, (_, other) in zip(together, alone, strict=True):
+            own_tensors, other_tensors = safetensors.torch.load(own), safetensors.torch.load(other)
+            for name, value in other_tensors.items():
+                torch.testing.assert_close(own_tensors[name], value, rtol=0, atol=1e-4)
+
+    run_once(main())
+    assert set(sizes) <= {2, 3, 4}
+    assert 4 in sizes

@@ -122,7 +122,7 @@ def test_parts_are_one_step() -> None:
         equalizers = Equalizers()
         equalizers.add(first)
         trainer = Trainer(what, {}, equalizers=equalizers)
-        taps, lengths, _ = trainer._tensors([first, other])
+        taps, lengths, _ = trainer.unpack([first, other])
         x = np.concatenate([arrays(1, SAMPLES).taps[1], data.taps[1]])
         assert lengths.tolist() == arrays(1, SAMPLES).lengths + data.lengths
         assert np.abs(taps[1].numpy() - x).max() < 0.02

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from mobillm.server.checkpoints import Checkpoints
-from mobillm.server.learner import Learner
+from mobillm.server.learner import Learner, Piece
 from mobillm.server.log import ActivationLog
 from mobillm.server.trainer import Trainer
 from tests.sessions import packed, spec
@@ -22,7 +22,7 @@ def test_steps_and_progress(tmp_path: pathlib.Path) -> None:
     """A step moves both; a held-out batch moves the progress alone."""
     learner = make(tmp_path)
     assert not learner.restored
-    step = learner.step([packed(spec(), 1)], 1, 1, 0)
+    step = learner.step(Piece([packed(spec(), 1)], 1, 1, 0))
     learner.hold_out(2)
     status = learner.status
     assert (status.steps, status.progress.applied, status.progress.count) == (1, 2, 1)
@@ -33,13 +33,13 @@ def test_steps_and_progress(tmp_path: pathlib.Path) -> None:
 def test_a_checkpoint_holds_both(tmp_path: pathlib.Path) -> None:
     """A new one goes on with the same weights from the same place."""
     learner = make(tmp_path)
-    learner.step([packed(spec(), 1)], 1, 1, 0)
+    learner.step(Piece([packed(spec(), 1)], 1, 1, 0))
     Checkpoints(tmp_path).save(1, learner.save())
     again = make(tmp_path)
     assert again.restored
     assert again.progress == learner.progress
     for one in (learner, again):
-        one.step([packed(spec(), 2)], 2, 1, 0)
+        one.step(Piece([packed(spec(), 2)], 2, 1, 0))
     assert again.trainer.weights() == learner.trainer.weights()
 
 
@@ -50,10 +50,10 @@ def test_judging_keeps_the_best(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
     log = ActivationLog(tmp_path / "log")
     log.append([packed(spec(), 1), packed(spec(), 2, heldout=True)])
     learner = make(tmp_path)
-    learner.step([packed(spec(), 1)], 2, 1, 0)
+    learner.step(Piece([packed(spec(), 1)], 2, 1, 0))
     assert learner.judge(log) == {"loss": 1.0, "count": 4.0}
     best = learner.trainer.weights()
-    learner.step([packed(spec(), 1)], 2, 2, 1)
+    learner.step(Piece([packed(spec(), 1)], 2, 2, 1))
     learner.judge(log)
     assert (learner.progress.judged, learner.progress.best_epoch) == (2, 1)
     assert learner.trainer.weights() != best

@@ -46,10 +46,10 @@ coverage: $(VENV)/.dev
 	$(BIN)/python -m coverage run -m pytest tests/protocol
 	$(BIN)/python -m coverage report
 
-# Both targets for so many seconds each; what is found is in .cache/fuzz.
+# Each target for so many seconds each; what is found is in .cache/fuzz.
 FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.fuzz
-	for target in endpoint tensor; do \
+	for target in endpoint tensor compressed; do \
 	  mkdir -p .cache/fuzz/$$target && $(BIN)/python -m tests.fuzz.run $$target \
 	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -artifact_prefix=.cache/fuzz/ \
 	    .cache/fuzz/$$target tests/fuzz/corpus/$$target || exit 1; \

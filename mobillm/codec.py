@@ -18,7 +18,16 @@ import numpy.typing as npt
 from . import kernels
 from .errors import ConfigError, QuantizationError
 from .formats import Format
-from .protocol import EQUALIZERS, LENGTHS, TARGETS, TensorHeader, checksum, tensor_name
+from .protocol import (
+    EQUALIZERS,
+    LENGTHS,
+    TARGETS,
+    TensorHeader,
+    checksum,
+    compress,
+    decompress,
+    tensor_name,
+)
 from .spec import SessionSpec
 
 __all__ = [
@@ -86,18 +95,32 @@ class Equalizer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedTensor:
-    """A header and exactly the bytes it announces.
+    """A header and exactly the bytes it announces, or the zstd frame that holds them.
 
     Attributes:
         header: format, block and shape.
-        payload: ``header.size`` bytes; must not change any more.
+        payload: ``header.size`` bytes, or the frame; must not change any more.
         equalizer: what the channels were divided by; None: nothing.
+        compressed: whether ``payload`` is a frame.
 
     """
 
     header: TensorHeader
     payload: memoryview
     equalizer: Equalizer | None = None
+    compressed: bool = False
+
+    def smaller(self) -> PackedTensor:
+        """Return the tensor compressed, or as it is if that makes it no smaller."""
+        frame = compress(self.payload)
+        return self if frame is None else dataclasses.replace(self, payload=frame, compressed=True)
+
+    def plain(self) -> PackedTensor:
+        """Return the tensor with its packed bytes as payload."""
+        if not self.compressed:
+            return self
+        packed = decompress(self.payload, self.header.size)
+        return dataclasses.replace(self, payload=packed, compressed=False)
 
 
 def calibrate(array: Any, name: str) -> Equalizer | None:

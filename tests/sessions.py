@@ -36,6 +36,7 @@ __all__ = [
     "new_store",
     "packed",
     "serving",
+    "sparse",
     "spec",
     "submit",
 ]
@@ -86,6 +87,14 @@ def arrays(seq: int, samples: int = 4, task: str = "classification") -> Arrays:
     return Arrays(taps, lengths, classes.tolist())
 
 
+def sparse(seq: int, samples: int = 8) -> Arrays:
+    """Draw the activations of a batch of whose packed taps zstd leaves about two thirds."""
+    data = arrays(seq, samples * 4)
+    generator = np.random.default_rng([seq, 1])
+    taps = [np.where(generator.random(tap.shape) < 0.1, tap, tap[:1]) for tap in data.taps]
+    return Arrays(taps, data.lengths, data.targets)
+
+
 def packed(session: SessionSpec, seq: int, *, heldout: bool = False, samples: int = 4) -> Batch:
     """Return a batch as the server holds it."""
     data = arrays(seq, samples, session.task)
@@ -96,7 +105,8 @@ def as_batch(tensors: dict[int, PackedTensor], seq: int, samples: int, heldout: 
     """Return packed tensors as a batch."""
     headers = {number: tensor.header for number, tensor in tensors.items()}
     payloads: dict[int, bytes | memoryview] = {number: t.payload for number, t in tensors.items()}
-    return Batch(seq, samples, heldout, headers, payloads)
+    compressed = frozenset(number for number, tensor in tensors.items() if tensor.compressed)
+    return Batch(seq, samples, heldout, headers, payloads, compressed)
 
 
 def new_store(folder: pathlib.Path, what: SessionSpec, name: bytes = bytes(range(16))) -> SessionStore:

@@ -200,6 +200,7 @@ CASES: list[tuple[Record, str, list[Any], list[Any]]] = [
     (CodecSpec(), "format", ["f32", "bf16", "asym2", "nf4"], ["i32", "asym9", ""]),
     (CodecSpec(), "block", [32, 64, 128], [0, 16, 256]),
     (CodecSpec(), "equalize", [True, False], []),
+    (CodecSpec(), "compression", ["none", "zstd"], ["", "ZSTD", "gzip"]),
     (CodecSpec(), "bits", [(), (4,), (2, 4), (2, 3, 4, 5, 6, 7, 8)], [(1, 4), (4, 9), (4, 2), (4, 4), (3,)]),
     (CodecSpec(format="nf4"), "bits", [()], [(4,)]),
     (CLASSIFICATION, "task", ["classification"], ["regression", "causal-lm", "ranking"]),

@@ -37,6 +37,7 @@ from mobillm.protocol import (
     Ping,
     TensorHeader,
     decode_message,
+    decompress,
     derive_key,
 )
 from mobillm.protocol.auth import Transcript
@@ -118,7 +119,7 @@ def test_every_type_has_vectors_of_both_sizes() -> None:
 
 @pytest.mark.parametrize("case", cases("frames"))
 def test_frames(case: Case) -> None:
-    """[F-12] [D-1] to [D-74] Bytes give the fields, at both ends of their ranges; fields give the bytes."""
+    """[F-12] [D-1] to [D-75] Bytes give the fields, at both ends of their ranges; fields give the bytes."""
     data, expected = bytes.fromhex(case["bytes"]), message_of(case)
     (frame,) = read(data)
     message = decode_message(frame)
@@ -306,6 +307,18 @@ def test_equalized_tensors(case: Case, kind: str) -> None:
     assert decoded.tobytes() == array_of(case, case["decoded"]).tobytes()
 
 
+@pytest.mark.parametrize("case", cases("tensors-compressed"))
+def test_compressed_tensors(case: Case) -> None:
+    """[Z-1] [Z-6] to [Z-10] A frame gives its content, or is refused with the code."""
+    data, size = bytes.fromhex(case["bytes"]), case["size"]
+    if "content" in case:
+        assert bytes(decompress(data, size)).hex() == case["content"]
+        return
+    with pytest.raises(RemoteProtocolError) as caught:
+        decompress(data, size)
+    assert caught.value.code == case["code"]
+
+
 def array_of(case: Case, digits: str) -> Array:
     """Return the tensor whose values are written as 8 hexadecimal digits each."""
     kind = ">i4" if case["format"] == "i32" else ">f4"
@@ -355,5 +368,6 @@ def test_tensor_readings(case: Case, backend: str) -> None:
 
 def test_codes_in_the_vectors_are_known() -> None:
     """[E-9] Every refusal has a code of the table."""
-    for group in ("header-refusals", "map-refusals"):
-        assert {case.values[0]["code"] for case in cases(group)} <= set(ErrorCode)
+    for group in ("header-refusals", "map-refusals", "tensors-compressed"):
+        codes = {case.values[0]["code"] for case in cases(group) if "code" in case.values[0]}
+        assert codes <= set(ErrorCode)

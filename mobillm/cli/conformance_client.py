@@ -9,6 +9,7 @@ every wait and does not connect a second time.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from ..device import connect
 from ..errors import MobiLLMError
 from ..options import Timeouts
+from ..protocol import CAPABILITY
 from ..spec import CodecSpec, ModelSpec, OptimizerSpec, SessionSpec, SideSpec
 
 __all__ = ["SPEC", "main", "visit"]
@@ -34,6 +36,7 @@ SPEC = SessionSpec(
     optimizer=OptimizerSpec(schedule="constant"),
     codec=CodecSpec(format="asym4", block=32),
 )
+COMPRESSED = dataclasses.replace(SPEC, codec=dataclasses.replace(SPEC.codec, compression="zstd"))
 
 
 async def visit(address: str, token: str) -> int:
@@ -45,10 +48,12 @@ async def visit(address: str, token: str) -> int:
     """
     try:
         async with connect(address, token=token, timeouts=TIMEOUTS) as client:
-            session = await client.open(SPEC)
+            agreed = CAPABILITY in client.connection.endpoint.caps
+            session = await client.open(COMPRESSED if agreed else SPEC)
             for seq in range(1, BATCHES + 1):
                 tokens = EQUALIZED if seq == 2 else 3
                 values = np.full((tokens, WIDTH), seq / 8, dtype=np.float32)
+                values[tokens // 2 :] *= np.sin(np.arange(WIDTH * (tokens - tokens // 2))).reshape(-1, WIDTH)
                 await session.submit([values, -values], [tokens - 1, 1], [0, 1])
             await session.finish()
             await session.wait_finished()

@@ -87,6 +87,7 @@ class Host:
         self.on: dict[type[Message], React] = {}
         self._hello = b""
         self._challenge = b""
+        self._caps: tuple[str, ...] = ()
         self._judge: Endpoint | None = None
         self._over = False
         self._failed = False
@@ -123,7 +124,7 @@ class Host:
         """Send WELCOME; from here on everything that comes is checked."""
         await self.peer.send(raw_frame(FrameType.WELCOME, _map({"mac": self.proof(), **LIMITS}, changes)))
         limits = {name: changes.get(name, value) for name, value in LIMITS.items()}
-        self._judge = _open_endpoint(Limits(**limits, chunk=min(1 << 18, limits["frame"] - 8192)))
+        self._judge = _open_endpoint(Limits(**limits, chunk=min(1 << 18, limits["frame"] - 8192)), self._caps)
         self.peer.judge = self._check
 
     def _check(self, data: bytes) -> None:
@@ -171,9 +172,10 @@ class Host:
         """Grant credit."""
         await self.send(Credit(stream=self.stream, offset=offset, last=last))
 
-    async def shake(self, **limits: Any) -> None:
-        """Make the whole handshake."""
-        await self.challenge()
+    async def shake(self, caps: tuple[str, ...] = (), /, **limits: Any) -> None:
+        """Make the whole handshake, with these capabilities."""
+        self._caps = caps
+        await self.challenge(caps=list(caps))
         await self.authenticated()
         await self.welcome(**limits)
 
@@ -310,10 +312,10 @@ def _map(values: dict[str, Any], changes: dict[str, Any]) -> bytes:
     return packed
 
 
-def _open_endpoint(limits: Limits) -> Endpoint:
+def _open_endpoint(limits: Limits, caps: tuple[str, ...]) -> Endpoint:
     """Return a server's protocol core whose handshake, with a device of its own, is over."""
-    server = Endpoint.server({"x": bytes(32)}, nonce=bytes(16), limits=limits)
-    device = Endpoint.device("x", bytes(32), nonce=bytes(16), limits=limits)
+    server = Endpoint.server({"x": bytes(32)}, nonce=bytes(16), caps=caps, limits=limits)
+    device = Endpoint.device("x", bytes(32), nonce=bytes(16), caps=caps, limits=limits)
     for _ in range(2):
         for sender, receiver in ((device, server), (server, device)):
             for part in sender.data_to_send():

@@ -11,7 +11,7 @@ import crc32c
 import numpy as np
 
 from ..codec import pack, pack_integers
-from ..formats import Format
+from ..formats import Format, packed_size
 from ..protocol import LENGTHS, TARGETS, FrameType
 from .wire import frame
 
@@ -46,8 +46,9 @@ class Tensor:
     Attributes:
         number: of the tensor in the batch.
         format, block, shape: what the first part states.
-        payload: the packed bytes.
-        equalizer: what the first part states; None: nothing.
+        payload: the packed bytes, or a zstd frame.
+        equalizer, zstd: what the first part states; None: nothing.
+        nil: keys that the first part has, with nil.
 
     """
 
@@ -57,6 +58,15 @@ class Tensor:
     shape: tuple[int, ...]
     payload: bytes
     equalizer: int | None = None
+    zstd: Any = None
+    nil: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Packed bytes, as COMMIT states them."""
+        if self.zstd is None:
+            return len(self.payload)
+        return packed_size(Format(self.format), self.block, self.shape)
 
     def parts(self, seq: int, *, stream: int = 1, size: int = 1 << 16) -> list[bytes]:
         """Return the DATA frames, with at most ``size`` bytes of payload each."""
@@ -66,6 +76,8 @@ class Tensor:
             if offset == 0:
                 values |= {"format": self.format, "block": self.block, "shape": list(self.shape)}
                 values |= {} if self.equalizer is None else {"equalizer": self.equalizer}
+                values |= {} if self.zstd is None else {"zstd": self.zstd}
+                values |= dict.fromkeys(self.nil)
             payload = self.payload[offset : offset + size]
             frames.append(frame(FrameType.DATA, values, payload, stream=stream, seq=seq))
         return frames
@@ -99,7 +111,7 @@ class Batch:
             checksum = crc32c.crc32c(tensor.payload, checksum)
         values: dict[str, Any] = {
             "tensors": len(self.tensors),
-            "size": sum(len(tensor.payload) for tensor in self.tensors),
+            "size": sum(tensor.size for tensor in self.tensors),
             "checksum": checksum,
             "samples": self.samples,
         }

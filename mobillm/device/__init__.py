@@ -4,6 +4,7 @@ Nothing here imports torch; the ready-made backbone pipeline is in :mod:`mobillm
 """
 
 from .client import Client, connect
-from .session import Batch, Session
+from .sending import Batch
+from .session import Session
 
 __all__ = ["Batch", "Client", "Session", "connect"]

@@ -18,7 +18,7 @@ from ..errors import (
     RemoteError,
 )
 from ..options import Limits, Timeouts
-from ..protocol import Detach, Error, Goaway, Message, Open, Opened
+from ..protocol import CAPABILITY, Detach, Error, Goaway, Message, Open, Opened
 from ..spec import SessionSpec
 from ..transport import Address, Connection
 from ..transport import connect as connect_transport
@@ -70,11 +70,15 @@ class Client:
 
         Raises:
             RemoteError: the server refused the spec.
-            ConfigError: the server needs a blob that was not given.
+            ConfigError: the server needs a blob that was not given, or takes no compressed tensors, for
+                which the spec asks.
             ConnectionClosed: the connection is gone.
             TimeoutError: no answer within ``timeouts.request``.
 
         """
+        compression = spec.codec.compression
+        if compression != "none" and CAPABILITY not in self.connection.endpoint.caps:
+            raise ConfigError("codec.compression", compression, "none: this server takes nothing compressed")
         return await self._open(spec, Open(stream=self._free_stream(), spec=spec.to_map()), blobs)
 
     async def attach(
@@ -244,7 +248,13 @@ class connect:
         limits: Limits | None = None,
     ) -> None:
         self._connect = connect_transport(
-            address, token=token, tenant=tenant, tls=tls, timeouts=timeouts, limits=limits
+            address,
+            token=token,
+            tenant=tenant,
+            tls=tls,
+            caps=(CAPABILITY,),
+            timeouts=timeouts,
+            limits=limits,
         )
         self._client: Client | None = None
 

@@ -30,13 +30,14 @@ def disclosure(spec: SessionSpec, samples: int, tokens: int, blobs: int = 0) -> 
     smallest, largest = spec.codec.formats[0], spec.codec.formats[-1]
     row = row_size(largest, spec.codec.block, spec.model.hidden_size)
     names = smallest.name.lower() if smallest is largest else f"{smallest.name} to {largest.name}".lower()
-    about = "about" if smallest is largest else "at most"
+    compressed = spec.codec.compression != "none"
+    about = "about" if smallest is largest and not compressed else "at most"
     size = tokens * row * len(spec.model.taps)
     layers = ", ".join(map(str, spec.model.taps))
     lines = [
         "What leaves this device:",
         f"  hidden states of {_WHICH[spec.tokens]} after layers {layers} of {spec.model.layers}, "
-        f"{spec.model.hidden_size} values each, packed as {names}: "
+        f"{spec.model.hidden_size} values each, packed as {names}{' and compressed' if compressed else ''}: "
         f"{about} {size / samples / 1000:.1f} kB per sample ({tokens / samples:.0f} tokens), "
         f"{size / 1e6:.1f} MB for all {samples}, held-out ones included",
         "  the number of tokens of each sample"

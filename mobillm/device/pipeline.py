@@ -1,8 +1,8 @@
 """The device's pipeline: a compute thread, a queue bounded in bytes, a writer on the event loop.
 
 The compute thread runs the backbone forward. The moment a tapped layer is done, its hidden state is
-quantized, packed and handed over; it is on the wire while the next layer computes. When the link or the
-server is slower, the queue fills up and the compute thread waits.
+quantized, packed, compressed if the session does that, and handed over; it is on the wire while the next
+layer computes. When the link or the server is slower, the queue fills up and the compute thread waits.
 
 A backbone that takes several batches at once (``Backbone.span``) gives their taps layer by layer; those of
 later batches are kept, packed, until the batches before them have ended.
@@ -118,7 +118,7 @@ class Pipeline:
 
     @property
     def held(self) -> int:
-        """Packed bytes that wait for the network."""
+        """Bytes of tensors that wait for the network."""
         return self._handover.held
 
     async def run(self, batches: Iterable[TokenBatch]) -> None:
@@ -212,11 +212,13 @@ class Pipeline:
             hidden = hidden[chosen.rows]
         fmt = None if self.width is None else self.width.choose(self.held)
         packed = self._packer.pack(index, hidden, fmt)
+        if self.width is not None:
+            self.width.packed(packed.header.size, packed.payload.nbytes)
         self._trace.add("device", "compute", "quantize", start, time.monotonic() - start, self._seq)
         return packed
 
     def _put_tensor(self, number: int, packed: PackedTensor) -> None:
-        self._put(_Tensor(number, packed), packed.header.size)
+        self._put(_Tensor(number, packed), packed.payload.nbytes)
 
     def _put(self, item: _Item, size: int) -> None:
         start = time.monotonic()

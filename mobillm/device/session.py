@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from ..codec import Equalizer, PackedTensor, check_headers
+from ..codec import Equalizer, PackedTensor
 from ..errors import (
     ErrorCode,
     LocalProtocolError,
@@ -21,12 +21,9 @@ from ..errors import (
     RemoteProtocolError,
 )
 from ..protocol import (
-    EQUALIZERS,
-    Abort,
+    CAPABILITY,
     Ack,
     Blob,
-    Commit,
-    Data,
     Detach,
     Error,
     Eval,
@@ -39,110 +36,18 @@ from ..protocol import (
     Opened,
     Pull,
     Stored,
-    TensorHeader,
     Weights,
 )
 from ..spec import SessionSpec
 from ..transport import Connection
 from .blobs import lacking
 from .packing import pack_batch
+from .sending import Batch
 from .taps import TapPacker
 
-__all__ = ["Batch", "Session"]
+__all__ = ["Session"]
 
 T = TypeVar("T")
-
-
-class Batch:
-    """One batch while it is being sent; made by :meth:`Session.begin`.
-
-    Tensors are sent one after another, each as soon as it exists, so that the first layers are on the
-    wire while later ones compute. :meth:`commit` ends the batch.
-
-    Attributes:
-        seq: the batch's number.
-        equalizers: those that it brings to the server, by tap, each with this batch's number.
-
-    """
-
-    def __init__(self, session: Session, seq: int, samples: int, heldout: bool) -> None:
-        self.seq = seq
-        self.equalizers: dict[int, tuple[int, Equalizer]] = {}
-        self._session = session
-        self._samples = samples
-        self._heldout = heldout
-        self._headers: dict[int, TensorHeader] = {}
-
-    async def send(self, tensor: int, packed: PackedTensor) -> None:
-        """Send one tensor in parts, as credit and the link allow; its equalizer first if the server lacks it.
-
-        Cancelling leaves the batch unfinished; :meth:`abort` it before the next one begins.
-
-        Args:
-            tensor: number of the tap in the spec, or ``TARGETS`` or ``LENGTHS``.
-            packed: the tensor; its memory must not change any more.
-
-        Raises:
-            RemoteError: the server ended the session.
-            ConnectionClosed: the connection is gone.
-
-        """
-        session = self._session
-        session.check()
-        if packed.equalizer is not None and tensor not in session.equalizers | self.equalizers:
-            self.equalizers[tensor] = (self.seq, packed.equalizer)
-            await self.send(EQUALIZERS + tensor, packed.equalizer.packed)
-        header = packed.header
-        chunk = session.connection.endpoint.limits.chunk
-        for offset in range(0, header.size, chunk):
-            first = offset == 0
-            await session.send(
-                Data(
-                    stream=session.stream,
-                    seq=self.seq,
-                    tensor=tensor,
-                    offset=offset,
-                    format=int(header.format) if first else None,
-                    block=header.block if first else None,
-                    shape=header.shape if first else None,
-                    equalizer=header.equalizer if first else None,
-                    payload=packed.payload[offset : offset + chunk],
-                )
-            )
-        self._headers[tensor] = header
-
-    async def commit(self) -> None:
-        """End the batch; the server trains on it once it is durable.
-
-        Raises:
-            ConfigError: the tensors are not those that the spec asks for; the batch is still open.
-            RemoteError: the server ended the session.
-            ConnectionClosed: the connection is gone.
-
-        """
-        session = self._session
-        session.check()
-        check_headers(session.spec, self._headers, self._samples)
-        tensors, size, checksum = session.connection.endpoint.batch_summary(session.stream)
-        await session.send(
-            Commit(
-                stream=session.stream,
-                seq=self.seq,
-                tensors=tensors,
-                size=size,
-                checksum=checksum,
-                samples=self._samples,
-                heldout=self._heldout,
-            )
-        )
-        session.sent = self.seq
-        session.equalizers |= self.equalizers
-
-    def abort(self) -> None:
-        """Give the batch up; its number is used again."""
-        connection, stream = self._session.connection, self._session.stream
-        if connection.is_open and connection.endpoint.is_uploading(stream):
-            connection.post(Abort(stream=stream, seq=self.seq))
 
 
 class Session:
@@ -173,7 +78,7 @@ class Session:
         self.sent = opened.received
         self.equalizers: dict[int, tuple[int, Equalizer]] = {}
         # A session that has batches may have equalizers that we do not know: taps go as they are then.
-        self.packer = TapPacker(spec, None if opened.received else {})
+        self.packer = self._make_packer(None if opened.received else {})
         self.metrics: Metrics | None = None
         self.finished: Finished | None = None
         self.on_metrics: Callable[[Metrics], None] | None = None
@@ -195,7 +100,15 @@ class Session:
     def recall(self, equalizers: Mapping[int, tuple[int, Equalizer]]) -> None:
         """Go on with the equalizers of earlier connections, as far as the server has received them."""
         self.equalizers = {tap: item for tap, item in equalizers.items() if item[0] <= self.received}
-        self.packer = TapPacker(self.spec, {tap: item[1] for tap, item in self.equalizers.items()})
+        self.packer = self._make_packer({tap: item[1] for tap, item in self.equalizers.items()})
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the server takes compressed tensors over this connection."""
+        return CAPABILITY in self.connection.endpoint.caps
+
+    def _make_packer(self, equalizers: Mapping[int, Equalizer] | None) -> TapPacker:
+        return TapPacker(self.spec, equalizers, compress=self.compresses)
 
     # Sending batches.
 
@@ -255,7 +168,7 @@ class Session:
                     return await self._submit(tensors, len(lengths), heldout)
                 except BaseException:
                     known = {tap: item[1] for tap, item in self.equalizers.items()}
-                    self.packer = TapPacker(self.spec, known)
+                    self.packer = self._make_packer(known)
                     raise
         return await self._submit(tensors, len(lengths), heldout)
 

@@ -24,11 +24,15 @@ class TapPacker:
     Args:
         spec: the session.
         equalizers: those that the session has already, by tap; None packs all taps as they are.
+        compress: whether the server takes compressed tensors; used only if the spec asks for it.
 
     """
 
-    def __init__(self, spec: SessionSpec, equalizers: Mapping[int, Equalizer] | None) -> None:
+    def __init__(
+        self, spec: SessionSpec, equalizers: Mapping[int, Equalizer] | None, *, compress: bool = False
+    ) -> None:
         self.spec = spec
+        self._compresses = compress and spec.codec.compression != "none"
         self._format = Format.parse(spec.codec.format)
         # The steps of f8 grow with the value by themselves; its error is smaller without an equalizer.
         wins = self._format.is_block and self._format is not Format.F8
@@ -36,7 +40,7 @@ class TapPacker:
         self._equalizers = dict(equalizers or {})
 
     def pack(self, tap: int, hidden: Any, fmt: Format | None = None) -> PackedTensor:
-        """Pack the hidden states of one tap.
+        """Pack the hidden states of one tap, and compress what was packed if the session does that.
 
         Args:
             tap: its number in the spec.
@@ -48,7 +52,11 @@ class TapPacker:
             ConfigError: there is no value, or their type is one that the format does not take.
 
         """
-        fmt, block = fmt or self._format, self.spec.codec.block
+        packed = self._pack(tap, hidden, fmt or self._format)
+        return packed.smaller() if self._compresses else packed
+
+    def _pack(self, tap: int, hidden: Any, fmt: Format) -> PackedTensor:
+        block = self.spec.codec.block
         name = tensor_name(tap)
         if tap < len(self.spec.model.taps):
             name = f"{name} (layer {self.spec.model.taps[tap]})"

@@ -29,7 +29,8 @@ from ..protocol import Evaluated, Finished, Goaway, Metrics
 from ..spec import SessionSpec
 from .client import Client
 from .patience import Patience, Setback
-from .session import Batch, Session
+from .sending import Batch
+from .session import Session
 
 __all__ = ["Equalizers", "KeptBatch", "Uplink"]
 
@@ -60,8 +61,8 @@ class KeptBatch:
 
     @property
     def size(self) -> int:
-        """Packed bytes."""
-        return sum(packed.header.size for _, packed in self.tensors)
+        """Bytes of the tensors as they are sent."""
+        return sum(packed.payload.nbytes for _, packed in self.tensors)
 
 
 class Uplink:
@@ -73,7 +74,7 @@ class Uplink:
         blobs: content that the spec names; sent only if the server lacks it. Iterated again after each loss.
         session: id of a session that exists; None starts one.
         equalizers: those that a device which was stopped had sent in that session; None: not known.
-        keep: packed bytes that may be kept; sending waits for the server's disk beyond that.
+        keep: bytes of tensors that may be kept; sending waits for the server's disk beyond that.
         patience: seconds after a loss in which coming back is tried; 0 gives up at once, None never. See
             :class:`~mobillm.device.patience.Patience`.
 

@@ -40,6 +40,7 @@ class WidthController:
         self.rate: float | None = None
         self._formats = spec.codec.formats
         self._rows = [row_size(fmt, spec.codec.block, spec.model.hidden_size) for fmt in self._formats]
+        self._share = 1.0  # of the packed bytes that compression leaves
         self._pace: float | None = None  # seconds in which the rows of one token of one tap are computed
         self._full = False  # the link, at the last measurement
         self._unsent = 0
@@ -66,7 +67,7 @@ class WidthController:
         elif not full and self._pace is not None:
             # A link that is not full carries what there is now, at least. Twice what the largest format
             # needs is as good as any higher rate, and is forgotten sooner.
-            needed = self._rows[self._formats.index(self.format)] / self._pace
+            needed = self._share * self._rows[self._formats.index(self.format)] / self._pace
             known = needed if self.rate is None else self.rate
             self.rate = min(max(found, known * GROWTH), 2 * self._rows[-1] / self._pace)
 
@@ -75,16 +76,20 @@ class WidthController:
         pace = seconds / (tokens * taps)
         self._pace = pace if self._pace is None else self._pace + SMOOTHING * (pace - self._pace)
 
+    def packed(self, size: int, sent: int) -> None:
+        """Note how many bytes of a packed tap are sent."""
+        self._share += SMOOTHING * (sent / size - self._share)
+
     def choose(self, queued: int) -> Format:
         """Return the format of the next tap.
 
         Args:
-            queued: packed bytes that wait in front of the socket.
+            queued: bytes of taps that wait in front of the socket.
 
         """
         if self.rate is not None and self._pace is not None:
             backlog = (queued + self._unsent) / max(self.rate, 1.0) if self._full else 0.0
-            room = self.rate * self._pace * (1.0 + (TARGET - backlog) / HORIZON)
+            room = self.rate * self._pace * (1.0 + (TARGET - backlog) / HORIZON) / self._share
             fitting = [fmt for fmt, row in zip(self._formats, self._rows, strict=True) if row <= room]
             self.format = fitting[-1] if fitting else self._formats[0]
         return self.format

@@ -4,6 +4,7 @@
 """
 
 from .auth import derive_key
+from .compression import CAPABILITY, compress, decompress
 from .control import Auth, Bye, Challenge, Error, Goaway, Hello, Ping, Pong, Reject, Welcome
 from .endpoint import Endpoint
 from .frames import HEADER_SIZE, MAX_META, VERSION, Frame, FrameBuffer, FrameType, encode_frame
@@ -33,6 +34,7 @@ from .state import CONNECTION, STREAM, Phase, Role, StreamPhase
 from .tensors import EQUALIZERS, LENGTHS, TARGETS, TensorHeader, checksum, tensor_name
 
 __all__ = [
+    "CAPABILITY",
     "CONNECTION",
     "EQUALIZERS",
     "HEADER_SIZE",
@@ -80,7 +82,9 @@ __all__ = [
     "Weights",
     "Welcome",
     "checksum",
+    "compress",
     "decode_message",
+    "decompress",
     "derive_key",
     "encode_frame",
     "tensor_name",

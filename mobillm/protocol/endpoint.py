@@ -30,6 +30,7 @@ from ..errors import (
 )
 from ..options import Limits
 from .auth import Transcript
+from .compression import CAPABILITY
 from .control import Auth, Challenge, Error, Goaway, Hello, Ping, Reject, Welcome
 from .frames import HEADER_SIZE, MAX_META, VERSION, Frame, FrameBuffer
 from .message import Message
@@ -309,7 +310,7 @@ class Endpoint:
     def _stream(self, number: int) -> Stream:
         stream = self._streams.get(number)
         if stream is None:
-            stream = self._streams[number] = Stream(number, self.role, self.limits)
+            stream = self._streams[number] = Stream(number, self.role, self.limits, CAPABILITY in self.caps)
         return stream
 
     def _shake(self, message: Hello | Challenge | Auth | Welcome) -> None:

@@ -120,10 +120,12 @@ class Data(Message):
     Attributes:
         tensor: number of the tap in the spec, or 1000 for the targets, 1001 for the lengths, 2000 + k for
             the equalizer of tap k.
-        offset: where ``payload`` belongs in the packed tensor; parts come in order.
+        offset: where ``payload`` belongs in the packed tensor, or in its zstd frame; parts come in order.
         format, block, shape: the tensor's header, in its first part only.
         equalizer: CRC32C of the packed equalizer that a tap was divided by, in its first part only; None:
             it was not equalized.
+        zstd: bytes of the zstd frame that a tap's payloads are instead of its packed bytes, in its first part
+            only; None: it is not compressed.
 
     """
 
@@ -135,6 +137,7 @@ class Data(Message):
     block: int | None = wire(optional(integer(0, 255)), None)
     shape: tuple[int, ...] | None = wire(optional(items(integer(1, MAX_DIMENSION), MAX_RANK, 1)), None)
     equalizer: int | None = wire(optional(COUNT), None)
+    zstd: int | None = wire(optional(integer(1, 2**48)), None)
     payload: bytes | memoryview = wire(buffer)
 
     def _check(self) -> None:
@@ -148,6 +151,8 @@ class Data(Message):
             raise ValueError(f"DATA.tensor must be below {LENGTHS + 1} or above {EQUALIZERS - 1}")
         if self.equalizer is not None and (self.shape is None or self.tensor >= TARGETS):
             raise ValueError("DATA must hold an equalizer in the first part of a tap only")
+        if self.zstd is not None and (self.shape is None or self.tensor >= TARGETS):
+            raise ValueError("DATA must hold zstd in the first part of a tap only")
         if self.shape is not None:
             self.header()
 
@@ -174,7 +179,8 @@ class Commit(Message):
     Attributes:
         tensors: how many tensors were sent.
         size: packed bytes of all of them.
-        checksum: CRC32C of all payloads of the batch in the order they were sent.
+        checksum: CRC32C of all payloads of the batch in the order they were sent, those of compressed
+            tensors as they were sent.
         samples: how many samples the batch holds.
         heldout: whether the batch is kept for evaluation and never trained on.
 

@@ -27,6 +27,7 @@ class Stream:
         number: the stream's number.
         role: which end we are.
         limits: bounds of batches and blobs.
+        compression: whether tensors may be compressed.
 
     Attributes:
         phase: what the stream is used for.
@@ -35,17 +36,18 @@ class Stream:
 
     """
 
-    def __init__(self, number: int, role: Role, limits: Limits) -> None:
+    def __init__(self, number: int, role: Role, limits: Limits, compression: bool = False) -> None:
         self.number = number
         self.role = role
         self._peer = role.peer
         self.limits = limits
+        self.compression = compression
         self._reset(StreamPhase.IDLE)
 
     def _reset(self, phase: StreamPhase) -> None:
         self.phase = phase
         self.credit = Credit()
-        self.batch = BatchTransfer(self.limits.batch)
+        self.batch = BatchTransfer(self.limits.batch, self.compression)
         # One each: a blob goes up while weights come down.
         self._blob = FileTransfer(self.limits.blob)
         self._weights = FileTransfer(self.limits.blob)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ..errors import ErrorCode
 from .checksum import append
+from .compression import compressed_sizes
 from .session import Abort, Blob, Commit, Data, Weights
 from .tensors import tensor_name
 
@@ -30,11 +31,13 @@ class BatchTransfer:
 
     Args:
         limit: largest batch, packed, in bytes.
+        compression: whether tensors may be compressed.
 
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, compression: bool = False) -> None:
         self.limit = limit
+        self.compression = compression
         self._reset(0)
 
     def _reset(self, seq: int) -> None:
@@ -42,8 +45,8 @@ class BatchTransfer:
         self._seen: set[int] = set()
         self._tensor = -1
         self._offset = 0  # bytes of the open tensor so far
-        self._total = 0  # bytes of the open tensor
-        self._size = 0  # bytes of all tensors that were begun
+        self._total = 0  # bytes of the open tensor, as it is sent
+        self._size = 0  # packed bytes of all tensors that were begun
         self._checksum = 0
 
     def data(self, message: Data) -> None:
@@ -60,7 +63,7 @@ class BatchTransfer:
         # Nothing fails from here on, so a part that was refused has changed nothing.
         if begins:
             self._seen.add(message.tensor)
-            self._size += total
+            self._size += message.header().size
         self.seq, self._tensor, self._offset, self._total = message.seq, message.tensor, end, total
         self._checksum = append(self._checksum, message.payload, message.payload_checksum())
 
@@ -68,13 +71,27 @@ class BatchTransfer:
         self._check_end()
         if message.tensor in self._seen:
             raise TransferError(ErrorCode.PROTOCOL, f"{tensor_name(message.tensor)} was sent twice")
-        total = message.header().size
-        if self._size + total > self.limit:
+        size = message.header().size
+        if self._size + size > self.limit:
             raise TransferError(
                 ErrorCode.LIMIT,
-                f"batch {message.seq} has {self._size + total} bytes or more; the limit is {self.limit}",
+                f"batch {message.seq} has {self._size + size} bytes or more; the limit is {self.limit}",
             )
-        return total
+        if message.zstd is None:
+            return size
+        if not self.compression:
+            raise TransferError(
+                ErrorCode.SCHEMA_MISMATCH,
+                f"{tensor_name(message.tensor)} is compressed, which CHALLENGE does not allow",
+            )
+        sizes = compressed_sizes(size)
+        if message.zstd not in sizes:
+            raise TransferError(
+                ErrorCode.DECOMPRESS,
+                f"{tensor_name(message.tensor)} is compressed to {message.zstd} of {size} bytes; "
+                f"allowed are {sizes.start} to {size - 1}",
+            )
+        return message.zstd
 
     def _check_continuation(self, message: Data) -> int:
         if (message.tensor, message.offset) != (self._tensor, self._offset):

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from .. import transport
 from ..options import Limits, Timeouts
+from ..protocol import CAPABILITY
 from ..transport import Address, Server
 from .control import Control
 from .engine import Engine
@@ -77,7 +78,13 @@ async def serve(
         await gateway.restore()
         await control.start()
         server = await transport.serve(
-            gateway.handle, address, keys=keys, tls=tls, timeouts=timeouts, limits=limits
+            gateway.handle,
+            address,
+            keys=keys,
+            tls=tls,
+            caps=(CAPABILITY,),
+            timeouts=timeouts,
+            limits=limits,
         )
         meter.listen(server)
         try:

@@ -9,7 +9,16 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from ..errors import ConfigError, ConnectionClosed, EngineError, ErrorCode, MobiLLMError, StorageError
+from ..errors import (
+    ConfigError,
+    ConnectionClosed,
+    ConnectionClosedError,
+    EngineError,
+    ErrorCode,
+    MobiLLMError,
+    RemoteProtocolError,
+    StorageError,
+)
 from ..options import Limits
 from ..protocol import (
     HEADER_SIZE,
@@ -31,7 +40,7 @@ from ..protocol import (
     Weights,
 )
 from ..transport import Connection
-from .batch import BatchBuilder
+from .batch import Batch, BatchBuilder
 from .blobs import BlobStore, BlobUpload, check_total
 from .memory import Memory, check_step
 from .meter import Meter
@@ -97,6 +106,7 @@ class Attachment(Observer):
         self._memory = memory
         self._meter = meter or Meter()
         self._builder = BatchBuilder()
+        self._decompressing = 0  # packed bytes of the batch that is being decompressed
         self._begun = 0  # microseconds, when the open batch began
         self._upload: BlobUpload | None = None
         self._answers: set[asyncio.Task[None]] = set()
@@ -205,6 +215,10 @@ class Attachment(Observer):
             return
         if session.last is not None:
             raise ConfigError("COMMIT.seq", message.seq, f"no batch after the last one, {session.last}")
+        if batch.compressed:
+            batch = await self._decompressed(batch)
+            if not self.active:
+                return  # the session was taken over or ended meanwhile: the batch was not received
         try:
             batch.check(session.spec)
             session.equalizers.check(batch)
@@ -220,6 +234,18 @@ class Attachment(Observer):
         session.add_span((SPAN_RECEIVE, batch.seq, begun, duration))
         self._meter.received(batch.size, duration / 1e6)
         await session.put(batch)
+
+    async def _decompressed(self, batch: Batch) -> Batch:
+        """Return a batch with its packed bytes; a frame that is none ends the connection."""
+        self._decompressing = batch.size
+        try:
+            return await self.session.workers.write(batch.decompressed)
+        except RemoteProtocolError as exc:
+            self.active = False
+            self._connection.fail(ErrorCode.DECOMPRESS, exc.text)
+            raise ConnectionClosedError(ErrorCode.DECOMPRESS, exc.text) from exc
+        finally:
+            self._decompressing = 0
 
     def _drop(self, seq: int, code: ErrorCode, text: str) -> None:
         """Refuse a batch; the stream goes on: the device may send another batch with this number."""
@@ -239,7 +265,8 @@ class Attachment(Observer):
         session = self.session
         if not self.active or not self._connection.is_open:
             return
-        held, owed = session.held + self._builder.held, self._connection.endpoint.credit(self.stream)
+        held = session.held + self._builder.held + self._decompressing
+        owed = self._connection.endpoint.credit(self.stream)
         room = self._memory.grant(session.id, held, owed, self._limits.queue)
         if not session.held:
             room = max(room, self._largest)

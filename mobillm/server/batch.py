@@ -1,4 +1,4 @@
-"""Batches as the server holds them: packed, exactly as they were received."""
+"""Batches as the server holds them: packed, exactly as they were before their tensors were compressed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ..codec import check_headers, unpack
 from ..errors import ConfigError
 from ..formats import Format, row_size
-from ..protocol import EQUALIZERS, LENGTHS, TARGETS, Commit, Data, TensorHeader
+from ..protocol import EQUALIZERS, LENGTHS, TARGETS, Commit, Data, TensorHeader, decompress
 from ..spec import IGNORED, SessionSpec
 
 __all__ = ["Batch", "BatchBuilder", "Slice", "join"]
@@ -25,7 +25,10 @@ class Batch:
         samples: how many samples it holds.
         heldout: whether it is kept for evaluation only.
         headers: header of each tensor, by tensor number.
-        payloads: packed bytes of each tensor, by tensor number.
+        payloads: packed bytes of each tensor, by tensor number; for those in ``compressed`` the zstd frame
+            that holds them.
+        compressed: tensors that are not decompressed yet.
+        sent: CRC32C of the payloads as they were sent; None where that is the one of the packed bytes.
 
     """
 
@@ -34,11 +37,25 @@ class Batch:
     heldout: bool
     headers: Mapping[int, TensorHeader]
     payloads: Mapping[int, bytes | memoryview]
+    compressed: frozenset[int] = frozenset()
+    sent: int | None = None
 
     @property
     def size(self) -> int:
         """Packed bytes of all tensors."""
         return sum(header.size for header in self.headers.values())
+
+    def decompressed(self) -> Batch:
+        """Return the batch with the packed bytes of all tensors; takes as long as they are many.
+
+        Raises:
+            RemoteProtocolError: a frame is not one of exactly the bytes that the tensor's header announces.
+
+        """
+        payloads = dict(self.payloads)
+        for tensor in self.compressed:
+            payloads[tensor] = decompress(payloads[tensor], self.headers[tensor].size)
+        return dataclasses.replace(self, payloads=payloads, compressed=frozenset())
 
     def lengths(self) -> list[int]:
         """Return the tokens of each sample."""
@@ -49,9 +66,12 @@ class Batch:
         """Check the batch against its session's spec.
 
         Raises:
-            ConfigError: a tensor is missing, superfluous, or does not fit the spec or the others.
+            ConfigError: a tensor is missing, superfluous, compressed although the spec does not say so, or
+                does not fit the spec or the others.
 
         """
+        if self.sent is not None and spec.codec.compression == "none":
+            raise ConfigError("tensors", "compressed", "packed bytes: codec.compression is none")
         check_headers(spec, self.headers, self.samples)
         lengths = self.lengths()
         tokens = self.headers[0].shape[0]
@@ -83,7 +103,7 @@ class BatchBuilder:
 
     Attributes:
         seq: number of the open batch; 0 when there is none.
-        held: payload bytes of the open batch.
+        held: payload bytes of the open batch, as they were sent.
 
     """
 
@@ -97,6 +117,8 @@ class BatchBuilder:
         if message.shape is not None:
             self._headers[message.tensor] = message.header()
             self._parts[message.tensor] = []
+            if message.zstd is not None:
+                self._compressed.add(message.tensor)
         parts, payload = self._parts[message.tensor], message.payload
         if parts and isinstance(parts[-1], bytearray) and len(parts[-1]) < GATHERED:
             parts[-1] += payload
@@ -107,7 +129,15 @@ class BatchBuilder:
     def build(self, message: Commit) -> Batch:
         """Return the batch that COMMIT ends, and begin anew."""
         payloads = {tensor: _joined(parts) for tensor, parts in self._parts.items()}
-        batch = Batch(message.seq, message.samples, message.heldout, self._headers, payloads)
+        batch = Batch(
+            message.seq,
+            message.samples,
+            message.heldout,
+            self._headers,
+            payloads,
+            frozenset(self._compressed),
+            message.checksum if self._compressed else None,
+        )
         self.clear()
         return batch
 
@@ -117,6 +147,7 @@ class BatchBuilder:
         self.held = 0
         self._headers: dict[int, TensorHeader] = {}
         self._parts: dict[int, list[bytes | bytearray | memoryview]] = {}
+        self._compressed: set[int] = set()
 
 
 def _joined(parts: list[bytes | bytearray | memoryview]) -> memoryview:

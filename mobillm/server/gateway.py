@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ..errors import ConfigError, ConnectionClosed, EngineError, ErrorCode, MobiLLMError, StorageError
 from ..options import Limits
-from ..protocol import HEADER_SIZE, Bye, Detach, Open, Opened, Phase
+from ..protocol import CAPABILITY, HEADER_SIZE, Bye, Detach, Open, Opened, Phase
 from ..spec import SessionSpec
 from ..transport import Connection
 from .attachment import Attachment
@@ -333,7 +333,7 @@ class Gateway:
             return
         try:
             with self._quota.reserved(tenant):
-                session = await self._find(tenant, message)
+                session = await self._find(tenant, message, connection.endpoint.caps)
         except StorageError as exc:
             logger.error("! %s", exc)
             text = "the server cannot store a session"
@@ -402,7 +402,7 @@ class Gateway:
             logger.exception("! session %s cannot be attached", session.id.hex())
             attachment.fail(ErrorCode.INTERNAL, "the server failed; its log says why")
 
-    async def _find(self, tenant: str, message: Open) -> Session | None:
+    async def _find(self, tenant: str, message: Open, caps: tuple[str, ...]) -> Session | None:
         if message.session is not None:
             await self._load_again(message.session)
             session = self.sessions.get(message.session)
@@ -410,6 +410,9 @@ class Gateway:
             own = session is not None and session.tenant == tenant and not session.record.cancelled
             return session if own else None
         spec = SessionSpec.from_map(message.spec)
+        if spec.codec.compression != "none" and CAPABILITY not in caps:
+            expected = f"none on a connection without the capability {CAPABILITY}"
+            raise ConfigError("codec.compression", spec.codec.compression, expected)
         await self.workers.train(tenant, lambda: check_size(spec, self.limits.parameters))
         record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=spec)
         store = await self.workers.write(SessionStore.create, self._directory, self._registry, record)

@@ -1,4 +1,4 @@
-"""The activation log: every batch of a session, packed as received, on the disk.
+"""The activation log: every batch of a session, packed, on the disk.
 
 One append-only file. A record is a header, a msgpack map and the tensors' packed bytes; each of the three
 has a CRC32C. The log is crash recovery and epoch cache at once: later epochs read it, and the device
@@ -190,6 +190,7 @@ class ActivationLog(LogReader):
             meta_size,
             payload_size,
             crc_payload,
+            values.get("sent", crc_payload),
             any(tensor[0] >= EQUALIZERS for tensor in values["tensors"]),
         )
 
@@ -205,18 +206,19 @@ def _parse_header(data: bytes) -> tuple[Any, ...] | None:
 def _encode(batch: Batch, offset: int, group: int) -> tuple[Entry, list[bytes | memoryview]]:
     payloads = [memoryview(batch.payloads[tensor]).cast("B") for tensor in batch.headers]
     lengths = batch.lengths()
-    meta = msgpack.packb(
-        {
-            "seq": batch.seq,
-            "samples": batch.samples,
-            "heldout": batch.heldout,
-            "lengths": lengths,
-            "tensors": [
-                [tensor, int(header.format), header.block, list(header.shape), header.equalizer]
-                for tensor, header in batch.headers.items()
-            ],
-        }
-    )
+    values = {
+        "seq": batch.seq,
+        "samples": batch.samples,
+        "heldout": batch.heldout,
+        "lengths": lengths,
+        "tensors": [
+            [tensor, int(header.format), header.block, list(header.shape), header.equalizer]
+            for tensor, header in batch.headers.items()
+        ],
+    }
+    if batch.sent is not None:
+        values["sent"] = batch.sent
+    meta = msgpack.packb(values)
     checksum = 0
     for payload in payloads:
         checksum = crc32c.crc32c(payload, checksum)
@@ -232,6 +234,7 @@ def _encode(batch: Batch, offset: int, group: int) -> tuple[Entry, list[bytes | 
         len(meta),
         size,
         checksum,
+        checksum if batch.sent is None else batch.sent,
         any(tensor >= EQUALIZERS for tensor in batch.headers),
     )
     return entry, [header, meta, *payloads]

@@ -37,6 +37,7 @@ class Entry:
         offset: of the record in the file.
         meta_size, payload_size: of its two parts, in bytes.
         checksum: CRC32C of the payloads, in the order they were sent.
+        sent: the same of what was sent in their place, where tensors were compressed; else ``checksum``.
         equalizers: whether it brings any.
 
     """
@@ -49,6 +50,7 @@ class Entry:
     meta_size: int
     payload_size: int
     checksum: int
+    sent: int
     equalizers: bool
 
     @property

@@ -284,7 +284,7 @@ class Session:
         """Tell whether a batch that is durable already had other bytes than these."""
         if seq > self.durable or self.record.delivered is not None:
             return False
-        return self.log.entries[seq - 1].checksum != checksum
+        return self.log.entries[seq - 1].sent != checksum
 
     async def finish(self, last: int) -> None:
         """Note that batch ``last`` was the last one.

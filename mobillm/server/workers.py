@@ -45,7 +45,7 @@ class Workers:
         return await _finished(self._trainer.submit(owner, work))
 
     async def write(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run file work in the writing thread.
+        """Run file work, or decompress what is to be written, in the writing thread.
 
         Cancelling waits for work that has begun: nothing is left half done.
         """

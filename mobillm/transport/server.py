@@ -52,12 +52,14 @@ class Server:
         timeouts: Timeouts,
         limits: Limits,
         tls: ssl.SSLContext | None,
+        caps: tuple[str, ...],
     ) -> None:
         self._handler = handler
         self._keys = keys
         self._timeouts = timeouts
         self._limits = limits
         self._tls = tls
+        self._caps = caps
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()  # one for each accepted socket
@@ -105,7 +107,7 @@ class Server:
 
     async def _connect(self, sock: socket.socket, host: str) -> Connection | None:
         """Put a connection on a socket, with TLS below it if the server speaks that; None if TLS failed."""
-        endpoint = Endpoint.server(self._keys, nonce=os.urandom(16), limits=self._limits)
+        endpoint = Endpoint.server(self._keys, nonce=os.urandom(16), caps=self._caps, limits=self._limits)
         connection = Connection(
             endpoint,
             timeouts=self._timeouts,
@@ -234,6 +236,7 @@ async def serve(
     *,
     keys: Mapping[str, bytes],
     tls: ssl.SSLContext | None = None,
+    caps: tuple[str, ...] = (),
     timeouts: Timeouts | None = None,
     limits: Limits | None = None,
 ) -> Server:
@@ -245,6 +248,7 @@ async def serve(
         address: where to listen; port 0 lets the system choose.
         keys: key of each tenant, from :func:`mobillm.protocol.derive_key`.
         tls: TLS context; None speaks plain TCP.
+        caps: capabilities that devices may use.
         timeouts: bounds of every wait.
         limits: bounds of everything held; they are announced to devices.
 
@@ -256,7 +260,7 @@ async def serve(
     where = Address.parse(address) if isinstance(address, str) else address
     if where.tls and tls is None:
         raise ConfigError("tls", None, f"a TLS context, which {where} needs")
-    server = Server(handler, keys, timeouts or Timeouts(), limits or Limits(), tls)
+    server = Server(handler, keys, timeouts or Timeouts(), limits or Limits(), tls, caps)
     server._sockets = await listen(where)
     loop = asyncio.get_running_loop()
     server._accepting = [loop.create_task(accept(sock, server._take)) for sock in server._sockets]

@@ -103,11 +103,12 @@ def test_widths(options: dict[str, Any], expected: CodecSpec) -> None:
 def test_adaptive_width(
     model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run with several widths says what they are and stores them with the result."""
-    assert main([*_arguments(model, data, server, tmp_path), "--bits", "2,8"]) == 0
-    assert "packed as asym2 to asym8: at most" in capsys.readouterr().out
+    """A run with several widths, compressed, says what they are and stores them with the result."""
+    options = ["--bits", "2,8", "--compression", "zstd"]
+    assert main([*_arguments(model, data, server, tmp_path), *options]) == 0
+    assert "packed as asym2 to asym8 and compressed: at most" in capsys.readouterr().out
     codec = json.loads((tmp_path / "side_config.json").read_text())["spec"]["codec"]
-    assert codec == {"format": "asym2", "block": 64, "equalize": True, "bits": [2, 8]}
+    assert codec == {"format": "asym2", "block": 64, "equalize": True, "bits": [2, 8], "compression": "zstd"}
 
 
 def test_json(
@@ -189,6 +190,7 @@ def test_bad_usage(
         (["--limit", str(10**30)], "is above 1000000000"),
         (["--taps", "2,1"], "argument --taps: '2,1' is no choice; expected 'all', 'every:N'"),
         (["--taps", "2,2000"], "argument --taps: '2,2000' is no choice; expected layer numbers"),
+        (["--compression", "gzip"], "argument --compression: invalid choice: 'gzip'"),
         (["--bits", "1"], "argument --bits: '1' is no choice; expected 2 to 8, a list of those, each once"),
         (["--bits", "4,4"], "argument --bits: '4,4' is no choice; expected 2 to 8, a list of those, each"),
         (["--bits", "4", "--format", "nf4"], "argument --format: not allowed with argument --bits"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import crc32c
 import pytest
+import zstandard
 
 from mobillm.conformance import Result, client_suite, select, server_suite
 from mobillm.device import Session
@@ -33,6 +34,7 @@ from mobillm.protocol import (
     Pong,
     Role,
     auth,
+    compression,
     credit,
     frames,
     message,
@@ -177,8 +179,8 @@ def _refuses_unknown_keys(patch: Patch) -> None:
 def _shows_foreign_sessions(patch: Patch) -> None:
     original = gateway.Gateway._find
 
-    async def find(self: gateway.Gateway, tenant: str, received: Open) -> Any:
-        return self.sessions.get(received.session or b"") or await original(self, tenant, received)
+    async def find(self: gateway.Gateway, tenant: str, received: Open, caps: tuple[str, ...]) -> Any:
+        return self.sessions.get(received.session or b"") or await original(self, tenant, received, caps)
 
     patch.setattr(gateway.Gateway, "_find", find)
 
@@ -234,6 +236,39 @@ def _answers_late(patch: Patch) -> None:
     patch.setattr(Connection, "_answer", later)
 
 
+def _expands_anything(patch: Patch) -> None:
+    original = zstandard.ZstdDecompressor
+
+    def decompress(frame: memoryview, size: int) -> memoryview:
+        try:
+            content = original().decompress(frame, max_output_size=1 << 20)
+        except zstandard.ZstdError as exc:
+            raise RemoteProtocolError(ErrorCode.DECOMPRESS, "damaged") from exc
+        return memoryview(content[:size].ljust(size, b"\0"))
+
+    patch.setattr(batch, "decompress", decompress)
+
+
+def _fails_the_session(patch: Patch) -> None:
+    async def decompressed(self: attachment.Attachment, received: Any) -> Any:
+        try:
+            return received.decompressed()
+        except RemoteProtocolError as exc:
+            raise ConfigError("tensors", "damaged", exc.text) from None
+
+    patch.setattr(attachment.Attachment, "_decompressed", decompressed)
+
+
+def _loses_the_session(patch: Patch) -> None:
+    original = attachment.Attachment._decompressed
+
+    async def decompressed(self: attachment.Attachment, received: Any) -> Any:
+        self.session.received = received.seq
+        return await original(self, received)
+
+    patch.setattr(attachment.Attachment, "_decompressed", decompressed)
+
+
 def _set(target: Any, name: str, value: Any) -> Break:
     return lambda patch: patch.setattr(target, name, value)
 
@@ -249,6 +284,15 @@ def _any_target(patch: Patch) -> None:
                 raise
 
     patch.setattr(batch.Batch, "check", check)
+
+
+def _takes_frames_unasked(patch: Patch) -> None:
+    original = transfer.BatchTransfer.__init__
+
+    def init(self: transfer.BatchTransfer, limit: int, _compression: bool = False) -> None:
+        original(self, limit, True)
+
+    patch.setattr(transfer.BatchTransfer, "__init__", init)
 
 
 def _first_epoch(sent: Opened) -> Opened:
@@ -305,6 +349,13 @@ SERVERS: dict[str, tuple[Break, str, str]] = {
         "X-3",
     ),
     "one code for all refusals": (_one_code, "F-17*", "F-17"),
+    "frames of any content": (_expands_anything, "Z-6*", "Z-6"),
+    "frames of any number": (_expands_anything, "Z-9*", "Z-9"),
+    "any size of a frame": (_set(transfer, "compressed_sizes", lambda size: range(1 << 50)), "Z-4*", "Z-4"),
+    "any window": (_set(compression, "WINDOW", 1 << 40), "Z-7*", "Z-7"),
+    "frames unasked for": (_takes_frames_unasked, "Z-2*", "Z-2"),
+    "a bad frame as an error of the session": (_fails_the_session, "Z-9*", "Z-10"),
+    "a bad frame that counts as received": (_loses_the_session, "Z-10*", "X-3"),
     "PING answered after what follows it": (_answers_late, "K-8*", "K-8"),
 }
 
@@ -352,6 +403,14 @@ def _refuses_in_silence(patch: Patch) -> None:
     patch.setattr(Endpoint, "data_to_send", data_to_send)
 
 
+def _states_no_size(patch: Patch) -> None:
+    def compress(packed: memoryview) -> memoryview | None:
+        frame = zstandard.ZstdCompressor(write_content_size=False).compress(packed)
+        return memoryview(frame) if len(frame) in compression.compressed_sizes(packed.nbytes) else None
+
+    patch.setattr("mobillm.codec.compress", compress)
+
+
 DEVICE = Role.DEVICE
 
 CLIENTS: dict[str, tuple[Break, str, str]] = {
@@ -362,6 +421,7 @@ CLIENTS: dict[str, tuple[Break, str, str]] = {
     "PING not answered": (_only(DEVICE, Pong, lambda _: None), "K-8*", "K-8"),
     "unknown keys refused": (_refuses_unknown_keys, "V-2*", "V-2"),
     "optional types refused": (_set(frames, "_OPTIONAL", range(0)), "V-3*", "V-3"),
+    "frames without their size": (_states_no_size, "Z-1*", "Z-6"),
     "refusals without a reason": (_refuses_in_silence, "H-15*", "H-15"),
 }
 

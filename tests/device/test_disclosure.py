@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobillm.device.disclosure import disclosure
-from mobillm.spec import SideSpec
+from mobillm.spec import CodecSpec, SideSpec
 from tests.sessions import spec
 
 
@@ -19,6 +19,8 @@ def test_each_task_says_what_its_targets_are() -> None:
     assert "NEXT TOKEN'S ID IN PLAIN" in language
     assert "texts, token ids" not in language
     assert "LM head (public weights, 2.5 MB)" in language
+    smaller = disclosure(spec(codec=CodecSpec(block=32, compression="zstd")), 100, 1000)
+    assert "packed as asym4 and compressed: at most 0.2 kB per sample" in smaller
     one = disclosure(spec(side=SideSpec(kind="head"), tokens="last"), 100, 100)
     assert "hidden states of each sample's last token" in one
     assert "number of tokens of each sample that are sent" in one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+import types
 from typing import Any, cast
 
 import numpy as np
@@ -182,6 +183,7 @@ def test_an_error_that_the_reader_has_not_told_yet(run_once: Run) -> None:
 
     class Failed:
         is_open = True
+        endpoint = types.SimpleNamespace(caps=())
 
         async def send(self, message: object) -> None:
             raise LocalProtocolError(ErrorCode.PROTOCOL, "PULL on a stream that is failed")

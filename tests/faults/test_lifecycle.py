@@ -181,7 +181,7 @@ def test_row_65_newer_device(run_once: Run, tmp_path: pathlib.Path, versions: tu
     async def main() -> None:
         async with scene(tmp_path) as stage:
             low, high = versions
-            later = {"min_version": low, "max_version": high, "caps": ["zstd"], "clock": 1}
+            later = {"min_version": low, "max_version": high, "caps": ["zstd", "later"], "clock": 1}
             peer = await stage.lab.open(**later)
             await peer.send(frame(FrameType.OPEN, {"spec": spec(), "priority": 3}, stream=1))
             stream = await stage.lab.opened(peer, 1)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import pathlib
+import resource
 import struct
 import time
 
@@ -20,6 +21,7 @@ from mobillm.codec import pack
 from mobillm.conformance.samples import Batch, Tensor, integers, spec, tiny_batch
 from mobillm.conformance.target import Stream
 from mobillm.conformance.wire import frame, raw_frame
+from mobillm.conformance.zstd import LONGEST, repeated, zstd_frame
 from mobillm.errors import ErrorCode
 from mobillm.formats import Format
 from mobillm.protocol import FrameType, Weights
@@ -135,12 +137,13 @@ def test_row_30_array_of_empty_arrays(run_once: Run, tmp_path: pathlib.Path, kin
     run_once(main())
 
 
-def test_row_31_nothing_is_decompressed(run_once: Run, tmp_path: pathlib.Path) -> None:
-    """A compressed payload is a tensor of another size: refused, and never unpacked."""
+def test_row_31_what_was_not_agreed_on(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """Without the capability a compressed payload is a tensor of another size: refused, not unpacked."""
     bomb = zstandard.compress(bytes(64 << 20))
     lying = b"\x28\xb5\x2f\xfd\xe0" + b"\xff" * 7 + b"\x7f"  # 13 bytes that announce 2^63 - 1
-    sources = [path.read_text() for path in (ROOT / "mobillm").rglob("*.py")]
-    assert not any("import zstandard" in text or "import zlib" in text for text in sources)
+    sources = {path: path.read_text() for path in (ROOT / "mobillm").rglob("*.py")}
+    assert [path.name for path, text in sources.items() if "zstandard." in text] == ["compression.py"]
+    assert not any("import zlib" in text or "import gzip" in text for text in sources.values())
 
     async def main() -> None:
         async with scene(tmp_path) as stage:
@@ -149,10 +152,42 @@ def test_row_31_nothing_is_decompressed(run_once: Run, tmp_path: pathlib.Path) -
                 bad = Tensor(1001, Format.I32, 0, (2,), payload)
                 await stream.peer.send(*bad.parts(1))
                 await stream.peer.refused(ErrorCode.SCHEMA_MISMATCH)
+                stream = await stage.lab.attach()
+                bad = Tensor(0, Format.ASYM4, 32, (3, 32), payload, zstd=len(payload))
+                await stream.peer.send(*bad.parts(1))
+                await stream.peer.refused(ErrorCode.SCHEMA_MISMATCH)
             # A codec in the flags is a critical flag that this version does not know.
             peer = await stage.lab.open()
             await peer.send(raw_frame(0x10, HEAD, lying, stream=1, seq=1, flags=1))
             await peer.refused(ErrorCode.PROTOCOL)
+
+    run_once(main())
+
+
+@pytest.mark.parametrize("stated", [1 << 30, 130_560, None], ids=["stated", "denied", "not stated"])
+def test_row_31_bombs(run_once: Run, tmp_path: pathlib.Path, stated: int | None) -> None:
+    """33 KB that stand for 1 GiB, where frames are agreed on: refused, in no time and from no memory."""
+    shape = (6528, 32)  # 130,560 bytes: four times the frame, as much as may be
+    bomb = zstd_frame([repeated(0, LONGEST)] * 8192, stated, window=17)
+    codec = {"format": "asym4", "block": 32, "compression": "zstd"}
+
+    async def main() -> None:
+        async with scene(tmp_path, latency=0.8) as stage:
+            stream = await stage.lab.attach(await stage.lab.open(caps=["zstd"]), codec=codec)
+            tap = Tensor(0, Format.ASYM4, 32, shape, bomb, zstd=len(bomb))
+            batch = Batch(1, (integers(1001, [6527, 1]), integers(1000, [0, 1]), tap))
+            await stream.send(*batch.data())
+            start = time.process_time()
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            await stream.send(batch.end())
+            await stream.peer.refused(ErrorCode.DECOMPRESS)
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+            assert time.process_time() - start < 1.0
+            name = stream.opened.session
+            again = await stage.lab.resume(name, await stage.lab.open(caps=["zstd"]))
+            assert again.opened.received == 0
+            await again.submit(tiny_batch(1))
+            await again.acked(applied=1)
 
     run_once(main())
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from mobillm import kernels
 from mobillm.formats import Format
-from mobillm.protocol import Bye, Data, Error, Finish, Message, Open, Ping
+from mobillm.protocol import Bye, Data, Error, Finish, Message, Open, Ping, compress
 from mobillm.protocol.state import STREAM, Role, StreamPhase
 from tests.fuzz.targets import DEVICE, FRESH, RAW
 from tests.helpers import EndpointPair, examples, make_batch, make_data, make_spec, wire_bytes
+from tests.vectors import compression
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
 STEP = 7  # bytes of a piece
@@ -59,9 +60,18 @@ def tensor_seeds() -> Iterator[tuple[str, bytes]]:
         yield f"short-{fmt.name.lower()}", head + packed[:-1]
 
 
+def compressed_seeds() -> Iterator[tuple[str, bytes]]:
+    """Yield a tensor that zstd has compressed, and those of the golden vectors, right and wrong ones."""
+    packed = bytes(range(200)) * 3
+    yield "library", struct.pack(">H", len(packed)) + bytes(compress(memoryview(packed)) or b"")
+    for case in compression.compressed():
+        yield case["name"], struct.pack(">H", case["size"]) + bytes.fromhex(case["bytes"])
+
+
 def main() -> None:
     """Write all seeds."""
-    for target, seeds in (("endpoint", endpoint_seeds()), ("tensor", tensor_seeds())):
+    written = {"endpoint": endpoint_seeds(), "tensor": tensor_seeds(), "compressed": compressed_seeds()}
+    for target, seeds in written.items():
         (CORPUS / target).mkdir(parents=True, exist_ok=True)
         for name, content in seeds:
             (CORPUS / target / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""What must hold for any bytes: the protocol core and the reader of packed tensors, each a function of bytes.
+"""What must hold for any bytes: the protocol core, the readers of packed and of compressed tensors.
 
 atheris calls them with inputs that it makes (``make fuzz``), the tests with those of the corpus.
 """
@@ -10,15 +10,24 @@ from collections.abc import Callable
 
 import crc32c
 import numpy as np
+import zstandard
 
 from mobillm.codec import unpack
-from mobillm.errors import ConfigError, MobiLLMError
+from mobillm.errors import ConfigError, ErrorCode, MobiLLMError, RemoteProtocolError
 from mobillm.formats import Format
 from mobillm.kernels import reference
-from mobillm.protocol import HEADER_SIZE, Endpoint, Frame, FrameBuffer, TensorHeader, decode_message
+from mobillm.protocol import (
+    HEADER_SIZE,
+    Endpoint,
+    Frame,
+    FrameBuffer,
+    TensorHeader,
+    decode_message,
+    decompress,
+)
 from tests.helpers import EndpointPair, output, wire_bytes
 
-__all__ = ["DEVICE", "FRESH", "RAW", "TARGETS", "fuzz_endpoint", "fuzz_tensor", "repair"]
+__all__ = ["DEVICE", "FRESH", "RAW", "TARGETS", "fuzz_compressed", "fuzz_endpoint", "fuzz_tensor", "repair"]
 
 # The first byte of an input for the endpoint says what the rest is for.
 DEVICE = 0x01  # to the device; else to the server
@@ -125,4 +134,26 @@ def fuzz_tensor(data: bytes) -> None:
         assert np.all(same | (np.isnan(values) & np.isnan(twin))), "the reference reads other values"
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"endpoint": fuzz_endpoint, "tensor": fuzz_tensor}
+def fuzz_compressed(data: bytes) -> None:
+    """Read a compressed tensor: two bytes for its packed size, which is not 0, then its frame."""
+    if len(data) < 2:
+        return
+    size = int.from_bytes(data[:2], "big") or 1
+    try:
+        content = decompress(data[2:], size)
+    except RemoteProtocolError as exc:
+        if exc.code == ErrorCode.DECOMPRESS:
+            return
+        raise
+    assert len(content) == size, "a frame of another size was read"
+    again = zstandard.ZstdDecompressor().decompressobj()
+    assert again.decompress(data[2:]) == content, "in pieces the frame has other content"
+    assert again.eof
+    assert not again.unused_data, "bytes behind the frame were taken"
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "endpoint": fuzz_endpoint,
+    "tensor": fuzz_tensor,
+    "compressed": fuzz_compressed,
+}

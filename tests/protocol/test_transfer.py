@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import crc32c
 import pytest
 
 from mobillm.errors import ErrorCode
@@ -173,6 +174,49 @@ def test_finish_only_between_batches() -> None:
     transfer.finish()
     transfer.data(make_data(1))
     refused(ErrorCode.PROTOCOL, transfer.finish)
+
+
+def compressed(payload: bytes, zstd: int, *, values: int = 25, tensor: int = 0) -> Data:
+    """Return the first part of a tap of 32-bit integers whose frame is said to have ``zstd`` bytes."""
+    return dataclasses.replace(make_data(1, tensor, payload, values=values), zstd=zstd)
+
+
+def test_a_compressed_tensor_has_the_size_of_its_frame() -> None:
+    """[Z-1] [Z-3] [Z-11] COMMIT states packed bytes, and the checksum of what was sent."""
+    transfer = BatchTransfer(1000, compression=True)
+    transfer.data(compressed(bytes(20), 40))
+    refused_data(transfer, make_data(1, 0, bytes(4), offset=24), ErrorCode.PROTOCOL)
+    refused_data(transfer, make_data(1, 0, bytes(21), offset=20), ErrorCode.SCHEMA_MISMATCH)
+    refused_data(transfer, make_data(1, 1, bytes(8)), ErrorCode.SCHEMA_MISMATCH)
+    whole = Commit(stream=1, seq=1, tensors=1, size=100, checksum=crc32c.crc32c(bytes(40)), samples=1)
+    text = refused(ErrorCode.SCHEMA_MISMATCH, lambda: transfer.commit(whole))
+    assert text == "tap 0 has 40 bytes by its header; 20 were sent"
+    transfer.data(make_data(1, 0, bytes(20), offset=20))
+    assert transfer.summary() == (1, whole.size, whole.checksum)
+    transfer.commit(whole)
+
+
+@pytest.mark.parametrize("zstd", [1, 24, 100, 101, 2**48])
+def test_a_frame_must_be_smaller_but_not_by_far(zstd: int) -> None:
+    """[Z-4] Below a quarter of 100 bytes, or not below them: DECOMPRESS, before anything is stored."""
+    transfer = BatchTransfer(1000, compression=True)
+    text = refused_data(transfer, compressed(b"x", zstd), ErrorCode.DECOMPRESS)
+    assert text == f"tap 0 is compressed to {zstd} of 100 bytes; allowed are 25 to 99"
+    for allowed in (25, 99):
+        BatchTransfer(1000, compression=True).data(compressed(b"x", allowed))
+
+
+def test_compression_has_to_be_agreed_upon() -> None:
+    """[Z-2] [V-13] Without the capability a compressed tensor is refused."""
+    refused_data(BatchTransfer(1000), compressed(bytes(8), 50), ErrorCode.SCHEMA_MISMATCH)
+
+
+def test_the_limit_of_a_batch_counts_packed_bytes() -> None:
+    """[Z-11] [B-7] However small the frames are, the tensors in them count whole."""
+    transfer = BatchTransfer(150, compression=True)
+    transfer.data(compressed(bytes(50), 50))
+    refused_data(transfer, compressed(bytes(25), 25, tensor=1), ErrorCode.LIMIT)
+    transfer.data(compressed(bytes(20), 20, tensor=1, values=12))
 
 
 def blob(offset: int, size: int = 4, *, total: int = 8, digest: bytes = bytes(32)) -> Blob:

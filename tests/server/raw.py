@@ -27,7 +27,9 @@ def messages_of(batch: Batch) -> list[Message]:
     for number, header in batch.headers.items():
         head = {"format": int(header.format), "block": header.block, "shape": header.shape}
         part: Any = {"stream": 1, "seq": batch.seq, "tensor": number, "offset": 0, **head}
-        messages.append(Data(**part, payload=memoryview(batch.payloads[number])))
+        payload = memoryview(batch.payloads[number])
+        zstd = len(payload) if number in batch.compressed else None
+        messages.append(Data(**part, zstd=zstd, payload=payload))
         checksum = crc32c.crc32c(batch.payloads[number], checksum)
     figures: Any = {"tensors": len(messages), "size": batch.size, "checksum": checksum}
     commit = Commit(stream=1, seq=batch.seq, samples=batch.samples, heldout=batch.heldout, **figures)

@@ -113,7 +113,7 @@ def test_tls_contexts_do_not_compress(run_once: Run) -> None:
     assert not hasattr(context, "max_early_data")
 
 
-def test_nothing_is_compressed(run_once: Run) -> None:
+def test_nothing_is_compressed_below_the_protocol(run_once: Run) -> None:
     """[Y-3] [C-1] [V-12] [F-8] A batch of zeros takes all its bytes; skipped frames are not charged."""
 
     async def main() -> None:

@@ -9,7 +9,7 @@ import random
 import struct
 from collections.abc import Callable
 
-from tests.vectors import conversations, messages, packing
+from tests.vectors import compression, conversations, messages, packing
 from tests.vectors.wire import Case, crc32c
 
 __all__ = ["FOLDER", "build"]
@@ -191,6 +191,7 @@ def build() -> dict[str, str]:
         "tensor-refusals": tensor_refusals(),
         "tensor-readings": readings(),
         "tensors-equalized": equalized(),
+        "tensors-compressed": compression.compressed(),
         **{f"tensors-{name}": tensors(name) for name in packing.FORMATS},
     }
     return {f"{name}.json": _text(name, cases) for name, cases in groups.items()}

@@ -145,6 +145,9 @@ def frames() -> list[Case]:
     equalized = {"tensor": 999, "offset": 0, "format": 19, "block": 32, "shape": [1, 1], "equalizer": INT32}
     words = "DATA of an equalized tap"
     cases.append(_case("data-equalized", words, "device", "DATA", equalized, bytes(5), 1, 1))
+    frame_of = {**equalized, "shape": [64, 1], "zstd": SIZE}
+    words = "DATA of a compressed tap"
+    cases.append(_case("data-compressed", words, "device", "DATA", frame_of, bytes(5), 1, 1))
     factors = {"tensor": 2999, "offset": 0, "format": 1, "block": 0, "shape": [2]}
     words = "DATA of the last equalizer"
     cases.append(_case("data-equalizer", words, "device", "DATA", factors, bytes.fromhex("003c0040"), 1, 1))
@@ -352,6 +355,12 @@ def map_refusals() -> list[Case]:
          _data(offset=4, format=None, block=None, shape=None, equalizer=1)),
         ("data-equalizer-negative", "D-74", "a negative checksum", 15,
          _data(format=20, block=32, equalizer=-1)),
+        ("data-zstd-targets", "Z-2", "compressed targets", 15, _data(tensor=1000, zstd=2)),
+        ("data-zstd-equalizer", "Z-2", "a compressed equalizer", 15, _data(tensor=2000, zstd=2)),
+        ("data-zstd-late", "Z-2", "zstd in a later part", 15,
+         _data(offset=4, format=None, block=None, shape=None, zstd=2)),
+        ("data-zstd-0", "D-75", "a frame of 0 bytes", 15, _data(zstd=0)),
+        ("data-zstd-true", "D-75", "zstd as true", 15, _data(zstd=True)),
         ("data-no-header", "B-5", "a first part without header", 15,
          _data(shape=None, block=None, format=None)),
         ("data-half-header", "B-5", "a first part without shape", 15, _data(shape=None)),

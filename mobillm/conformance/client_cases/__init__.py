@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..case import Case, numbered
 from ..visit import Visit
-from . import ending, framing, greeting, packing, results, roles, traffic
+from . import compression, ending, framing, greeting, packing, results, roles, traffic
 
 __all__ = ["client_suite"]
 
 _AREAS = (
-    greeting, framing, roles, traffic, packing, results, ending,
+    greeting, framing, roles, traffic, packing, compression, results, ending,
 )  # fmt: skip
 
 

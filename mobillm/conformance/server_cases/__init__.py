@@ -7,6 +7,7 @@ from ..target import Lab
 from . import (
     batches,
     blobs,
+    compression,
     connection,
     credit,
     delivery,
@@ -28,7 +29,7 @@ __all__ = ["server_suite"]
 
 _AREAS = (
     header, types, metadata, fields, handshake, states, opening, specs,
-    tensors, batches, packing, credit, blobs,
+    tensors, batches, packing, compression, credit, blobs,
     results, delivery, connection, logins,
 )  # fmt: skip
 

@@ -77,6 +77,7 @@ FIELDS: dict[FrameType, dict[str, Field]] = {
         "block": _nil("D-44", "int", 0, 255, 0),
         "shape": _nil("D-45", "ints", 1, 8, [1]),
         "equalizer": _nil("D-74", "int", 0, 2**32 - 1, None),
+        "zstd": _nil("D-75", "int", 1, 2**48, None),
     },
     FrameType.COMMIT: {
         "tensors": Field("D-46", "int", 1, 2002, 1),

@@ -114,7 +114,7 @@ def measure(packed: Sequence[PackedTensor], rounds: int) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tokens", type=int, default=6144, help="of each kind of texts")
+    parser.add_argument("--tokens", type=int, default=3072, help="of each kind of texts")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=pathlib.Path, help="where to write the figures")
     args = parser.parse_args(argv)

@@ -25,7 +25,8 @@ from benchmarks.link import Shape, relayed
 from mobillm.device.client import Client, connect
 from mobillm.device.pipeline import Pipeline, TokenBatch
 from mobillm.device.progress import Watch
-from mobillm.device.timeline import Interval, Span, Summary, Timeline, merge, summarize
+from mobillm.device.recording import Span, Timeline
+from mobillm.device.timeline import Interval, Summary, merge, summarize
 from mobillm.device.trace import Trace
 from mobillm.device.uplink import Uplink
 from mobillm.formats import Format, row_size

@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 
-from ..device.timeline import STAGES, Bubble, Summary, load_trace, summarize
+from ..device.recording import load_trace
+from ..device.timeline import STAGES, Bubble, Summary, summarize
 from ..errors import ConfigError
 from .arguments import EXIT_CODES, Parser, Subparsers, file_path
 from .console import print_json, say

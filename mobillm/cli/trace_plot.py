@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..device.timeline import Timeline
+from ..device.recording import Timeline
 
 __all__ = ["draw"]
 

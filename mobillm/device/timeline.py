@@ -1,74 +1,28 @@
 """What a trace says about a run: which stage was critical, how busy it was, and what it waited for.
 
 A batch passes four stages: the device's forward pass, the link, the server's disk and training. Steady state
-is the time in which all of them have something to do: from the first training step to the end of the last
-forward pass. The pipeline's efficiency is the part of it in which its busiest stage was busy; a gap of that
-stage is a bubble, and it is put down to the stage that the next batch was in meanwhile.
+is the time in which there is a queue for the slowest of them: from the first training step to the end of the
+last forward pass, or, when the link or the server was behind then, to the last batch's arrival or step. The
+pipeline's efficiency is the part of it in which its busiest stage was busy; a gap of that stage is a bubble,
+and it is put down to the stage that the next batch was in meanwhile.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-import json
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from ..errors import DataError
+from .recording import Span, Timeline
 
-__all__ = ["STAGES", "Bubble", "Interval", "Span", "Summary", "Timeline", "load_trace", "merge", "summarize"]
+__all__ = ["STAGES", "Bubble", "Interval", "Summary", "busy_times", "merge", "summarize"]
 
 STAGES = ("device", "link", "disk", "server")
 SHORTEST = 1e-4  # seconds; a shorter gap is the time that notes take
 ALIKE = 0.01  # parts that differ by less are taken for the same
-LARGEST_FILE = 1 << 30  # bytes
 
 Interval = tuple[float, float]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Span:
-    """One piece of work or waiting; see :class:`mobillm.device.trace.Trace`.
-
-    Attributes:
-        side: ``device`` or ``server``.
-        lane: the row it is drawn in.
-        name: what was done.
-        start, duration: seconds from the first span of the trace.
-        batch: number of the batch; 0 when it belongs to none.
-
-    """
-
-    side: str
-    lane: str
-    name: str
-    start: float
-    duration: float
-    batch: int
-
-    @property
-    def end(self) -> float:
-        """When it ended, in seconds."""
-        return self.start + self.duration
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Timeline:
-    """A trace that was read back.
-
-    Attributes:
-        spans: in order of their start.
-        clock_error: seconds by which the two sides' clocks may differ; None when it was not measured.
-
-    """
-
-    spans: tuple[Span, ...]
-    clock_error: float | None
-
-    def of(self, name: str) -> list[Span]:
-        """Return the spans of a name, in order."""
-        return [span for span in self.spans if span.name == name]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,45 +72,6 @@ class Summary:
     clock_error: float | None
 
 
-def load_trace(path: pathlib.Path) -> Timeline:
-    """Read a trace that :meth:`mobillm.device.trace.Trace.write` wrote.
-
-    Raises:
-        DataError: the file cannot be read, or is no such trace.
-
-    """
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise DataError(f"the trace {path} is above {LARGEST_FILE >> 20} MiB; trace a shorter run")
-        trace = json.loads(path.read_text())
-        return Timeline(tuple(_spans(trace["traceEvents"])), trace.get("otherData", {}).get("clock_error"))
-    except OSError as exc:
-        raise DataError(f"the trace {path} cannot be read: {exc.strerror}") from exc
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise DataError(
-            f"{path} is no trace of a run ({type(exc).__name__}: {exc}); "
-            "give a file that 'mobillm finetune --trace' wrote"
-        ) from exc
-
-
-def _spans(events: Sequence[dict[str, Any]]) -> list[Span]:
-    sides = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
-    lanes = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    spans = [
-        Span(
-            sides[e["pid"]],
-            lanes[e["pid"], e["tid"]],
-            e["name"],
-            e["ts"] / 1e6,
-            e["dur"] / 1e6,
-            int(e["args"]["batch"]),
-        )
-        for e in events
-        if e["ph"] == "X"
-    ]
-    return sorted(spans, key=lambda span: span.start)
-
-
 def merge(intervals: Iterable[Interval]) -> list[Interval]:
     """Return the union of intervals, in order and apart."""
     found: list[Interval] = []
@@ -171,12 +86,15 @@ def merge(intervals: Iterable[Interval]) -> list[Interval]:
 def _without(intervals: Sequence[Interval], holes: Sequence[Interval]) -> list[Interval]:
     """Return what is in ``intervals`` and in none of ``holes``; both merged."""
     found = []
+    first = 0
     for start, end in intervals:
-        at = start
-        for hole_start, hole_end in holes:
-            if hole_end > at and hole_start < end:
-                found.append((at, hole_start))
-                at = hole_end
+        while first < len(holes) and holes[first][1] <= start:
+            first += 1
+        at, number = start, first
+        while number < len(holes) and holes[number][0] < end:
+            found.append((at, holes[number][0]))
+            at = holes[number][1]
+            number += 1
         found.append((at, end))
     return [(start, end) for start, end in found if end > start]
 
@@ -198,12 +116,14 @@ def summarize(timeline: Timeline) -> Summary:
 
     """
     forwards, steps = timeline.of("forward"), timeline.of("train")
-    if not forwards or not steps:
-        raise DataError("the trace has no forward pass or no training step; trace a whole run")
-    start, end = steps[0].start, forwards[-1].end
-    if end <= start:  # the device had ended before training began
-        start, end = forwards[0].start, max(span.end for span in steps)
-    stages = _busy(timeline)
+    missing = ["no forward pass (device)"] * (not forwards) + ["no training step (server)"] * (not steps)
+    if missing:
+        raise DataError(
+            f"the trace has {' and '.join(missing)}; trace a whole run: a trace covers one process, "
+            "and one that goes on after an interruption sees its own part only"
+        )
+    start, end = _steady(timeline, forwards, steps)
+    stages = busy_times(timeline)
     wall = end - start
     busy = {name: _seconds(_inside(stages[name], start, end)) / wall for name in STAGES}
     # Queues let a stage run ahead of a slower one behind it, as busy as that one: the last such stage counts.
@@ -229,17 +149,60 @@ def summarize(timeline: Timeline) -> Summary:
     )
 
 
-def _busy(timeline: Timeline) -> dict[str, list[Interval]]:
+def _steady(timeline: Timeline, forwards: Sequence[Span], steps: Sequence[Span]) -> Interval:
+    """Return the time in which there is a queue for the slowest stage."""
+    start, end = steps[0].start, forwards[-1].end
+    # Behind is who has not even done with what came before the last piece of the stage ahead of it.
+    before = forwards[-2].batch if len(forwards) > 1 else 0
+    arrivals = timeline.of("receive")
+    if any(span.end > end for span in arrivals if span.batch <= before):
+        last = max(arrivals, key=lambda span: span.end)
+        end, before = last.end, last.batch - 1
+    # Later epochs' steps have the number of the last batch: only the first step of each counts.
+    firsts = {span.batch: span for span in reversed(steps)}
+    if any(span.start > end for batch, span in firsts.items() if batch <= before):
+        end = max(span.end for span in firsts.values())
+    if end <= start:  # there was no queue: all was made, or had arrived, before training began
+        start, end = forwards[0].start, max(span.end for span in steps)
+    return start, end
+
+
+def busy_times(timeline: Timeline) -> dict[str, list[Interval]]:
+    """Return when each stage was busy, in order and apart."""
+
     def named(name: str) -> list[Interval]:
         return merge((span.start, span.end) for span in timeline.of(name))
 
+    device = _without(named("forward"), named("wait"))
     return {
-        "device": _without(named("forward"), named("wait")),
-        # A tensor that waits for credit does not use the link.
-        "link": _without(named("send"), named("credit")),
+        "device": device,
+        "link": _link(timeline, device),
         "disk": named("log"),
         "server": named("train"),
     }
+
+
+def _link(timeline: Timeline, device: Sequence[Interval]) -> list[Interval]:
+    """Return when tensors were on their way.
+
+    The socket's buffer can take whole batches at once, so that the device has handed over long before a
+    narrow link has carried them. The server knows when parts come in, but those of a batch come as its layers
+    are computed: until its forward pass has ended, its arrival counts only while nothing is computed.
+    """
+    computed = _Ends(timeline.of("forward"))
+    credit: dict[int, list[Interval]] = {}
+    for span in timeline.of("credit"):
+        credit.setdefault(span.batch, []).append((span.start, span.end))
+    streamed, carried = [], []
+    for span in timeline.of("receive"):
+        ready = min(span.end, max(span.start, computed.of(span.batch, span.start)))
+        streamed.append((span.start, ready))
+        carried += _without([(ready, span.end)], merge(credit.get(span.batch, ())))
+    # A tensor that waits for credit does not use the link.
+    waits = merge(interval for intervals in credit.values() for interval in intervals)
+    sent = [(span.start, span.end) for span in timeline.of("send")]
+    alone = _without(merge(streamed), merge([*device, *waits]))
+    return merge([*_without(merge(sent), waits), *alone, *carried])
 
 
 class _Ends:
@@ -265,23 +228,27 @@ def _explainer(
 ) -> Callable[[Interval], Bubble]:
     """Return what puts a gap of the critical stage down to its causes."""
     credit = merge((span.start, span.end) for span in timeline.of("credit"))
-    disk = merge((span.start, span.end) for span in timeline.of("keep"))
+    disk = _without(merge((span.start, span.end) for span in timeline.of("keep")), credit)
     if critical in ("device", "link"):
         waits = merge((span.start, span.end) for span in timeline.of("wait"))
+        # The device waits for room only while the link or the server is behind.
+        reasons = [("credit", credit), ("disk", disk)]
+        if critical == "device":
+            reasons += [("link", waits), ("link", stages["link"])]
+        spans = timeline.of("forward" if critical == "device" else "send")
 
         def by_waits(gap: Interval) -> Bubble:
-            causes = {
-                "credit": _seconds(_inside(credit, *gap)),
-                "disk": _seconds(_inside(_without(disk, credit), *gap)),
-            }
-            rest = gap[1] - gap[0] - sum(causes.values())
-            # The device waits for room only while the link or the server is behind.
-            full = min(rest, max(0.0, _seconds(_inside(waits, *gap)) - sum(causes.values())))
-            if critical == "device":
-                causes |= {"link": full, "own": rest - full}
-            else:
-                causes["device"] = rest
-            return _bubble(gap, timeline.of("forward" if critical == "device" else "send"), causes)
+            batch = _next(gap, spans)
+            # After its last batch a stage waits for nothing but the end, to which the ones behind it work.
+            ending = [] if batch else [("disk", stages["disk"]), ("server", stages["server"])]
+            causes: dict[str, float] = {}
+            left = [gap]
+            for cause, times in [*reasons, *ending]:
+                rest = _without(left, times)
+                causes[cause] = causes.get(cause, 0.0) + _seconds(left) - _seconds(rest)
+                left = rest
+            causes["own" if critical == "device" else "device"] = _seconds(left)
+            return _bubble(gap, batch, causes)
 
         return by_waits
     forward, receive, log = (_Ends(timeline.of(name)) for name in ("forward", "receive", "log"))
@@ -297,7 +264,7 @@ def _explainer(
             causes[cause] = left - at
             at = left
         causes["own"] = gap[1] - at
-        return _bubble(gap, spans, causes)
+        return _bubble(gap, batch, causes)
 
     return by_batch
 
@@ -307,6 +274,6 @@ def _next(gap: Interval, spans: Sequence[Span]) -> int:
     return spans[at].batch if at < len(spans) else 0
 
 
-def _bubble(gap: Interval, spans: Sequence[Span], causes: dict[str, float]) -> Bubble:
+def _bubble(gap: Interval, batch: int, causes: dict[str, float]) -> Bubble:
     kept = {cause: seconds for cause, seconds in causes.items() if seconds > 1e-9}
-    return Bubble(gap[0], gap[1] - gap[0], _next(gap, spans), kept)
+    return Bubble(gap[0], gap[1] - gap[0], batch, kept)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mobillm.device.timeline import Span, Timeline
+from mobillm.device.recording import Span, Timeline
 
 
 def test_only_the_window_is_drawn(tmp_path: Path) -> None:

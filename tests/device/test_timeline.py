@@ -7,7 +7,8 @@ import pathlib
 
 import pytest
 
-from mobillm.device.timeline import Span, Timeline, load_trace, merge, summarize
+from mobillm.device.recording import Span, Timeline, load_trace
+from mobillm.device.timeline import busy_times, merge, summarize
 from mobillm.device.trace import Trace
 from mobillm.errors import DataError
 
@@ -96,6 +97,83 @@ def test_gaps_of_the_device() -> None:
     assert found.busy["link"] == pytest.approx(1.25 / 7.5)  # a tensor that waits for credit does not use it
 
 
+def deep_socket(upload: float, forward: float = 1.0) -> list[Span]:
+    """Return the spans of a run whose socket takes each tensor at once, whatever the link carries.
+
+    Two layers a batch: the first one leaves in the middle of the forward pass.
+    """
+    spans = []
+    free = 0.0  # when the link is
+    for batch in range(1, BATCHES + 1):
+        begun = (batch - 1) * forward
+        spans.append(Span("device", "compute", "forward", begun, forward, batch))
+        first = max(free, begun + forward / 2) + upload / 2
+        free = max(first, begun + forward) + upload / 2
+        spans.append(Span("device", "send", "send", begun + forward / 2, 0.001, batch))
+        spans.append(Span("device", "send", "send", begun + forward, 0.001, batch))
+        spans.append(
+            Span("server", "receive", "receive", first - upload / 2, free - first + upload / 2, batch)
+        )
+        spans.append(Span("server", "train", "train", free + 0.01, 0.1, batch))
+    return sorted(spans, key=lambda span: span.start)
+
+
+def test_a_link_behind_a_deep_socket_is_critical() -> None:
+    """The server's arrivals show what the device cannot see, and the steady state ends with them."""
+    spans = deep_socket(upload=3.0)
+    found = summarize(Timeline(tuple(spans), None))
+    assert found.critical == "link"
+    assert found.efficiency == pytest.approx(1.0)
+    assert found.causes == {}
+    assert found.end == max(span.end for span in spans if span.name == "receive")
+    assert found.busy["device"] < 0.4
+
+
+def test_layers_that_leave_early_do_not_make_the_link_busy() -> None:
+    """A batch that arrives while its later layers are computed is the device's time, not the link's."""
+    found = summarize(Timeline(tuple(deep_socket(upload=0.2)), None))
+    assert found.critical == "device"
+    assert found.busy["link"] == pytest.approx(0.1, abs=0.02)
+    assert found.efficiency == pytest.approx(1.0)
+
+
+def test_one_forward_pass_over_a_narrow_link() -> None:
+    """All was computed before training began: the device waits for the link and the server at the end."""
+    spans = [
+        Span("device", "compute", "forward", 0.0, 2.0, 1),
+        Span("device", "send", "send", 2.0, 0.001, 1),
+        Span("server", "receive", "receive", 2.0, 0.6, 1),
+        Span("server", "train", "train", 2.7, 0.3, 1),
+    ]
+    found = summarize(Timeline(tuple(spans), None))
+    assert (found.critical, found.start, found.end) == ("device", 0.0, 3.0)
+    assert found.causes == pytest.approx({"link": 0.6, "server": 0.3, "own": 0.1})
+
+
+def test_a_server_that_is_behind_ends_the_steady_state() -> None:
+    """Steps of earlier batches that have not begun when the device ends belong to it; later epochs do not."""
+    spans = pipeline(0.5, 0.2, 0.1, 0.8)
+    last = max(span.end for span in spans)
+    replayed = Span("server", "train", "train", last + 1.0, 0.8, BATCHES)
+    found = summarize(Timeline((*spans, replayed), None))
+    assert found.critical == "server"
+    assert found.end == last
+    assert found.efficiency == pytest.approx(1.0)
+
+
+def test_credit_is_not_the_link() -> None:
+    """While a batch's own tensors wait for credit its arrival counts for nothing."""
+    spans = [
+        Span("device", "compute", "forward", 0.0, 1.0, 1),
+        Span("server", "receive", "receive", 0.5, 1.5, 1),
+        Span("device", "send", "credit", 1.0, 0.5, 1),
+        Span("device", "send", "credit", 1.75, 1.0, 2),
+        Span("server", "train", "train", 2.0, 2.0, 1),
+        Span("device", "compute", "forward", 3.0, 1.0, 2),
+    ]
+    assert busy_times(Timeline(tuple(spans), None))["link"] == [(1.5, 2.0)]
+
+
 def test_read_back(tmp_path: pathlib.Path) -> None:
     """A trace is read as it was written, from its first span on."""
     trace = Trace()
@@ -109,6 +187,46 @@ def test_read_back(tmp_path: pathlib.Path) -> None:
         Span("server", "train", "train", 0.25, 0.125, 1),
     )
     assert found.clock_error == 0.0005
+
+
+def event(**values: object) -> str:
+    """Return a trace of one forward pass, with other values."""
+    one: dict[str, object] = {"ph": "X", "name": "forward", "pid": 1, "tid": 1, "ts": 0, "dur": 5}
+    names = [
+        {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "device"}},
+        {"ph": "M", "name": "thread_name", "pid": 1, "tid": 1, "args": {"name": "compute"}},
+    ]
+    return json.dumps({"traceEvents": [*names, one | {"args": {"batch": 1}} | values]})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        (event(ts=5).replace('"ts": 5', '"ts": 1e400'), "ts is inf, no number from 0 to 1e"),
+        (event(ts=float("nan")), "NaN is no number"),
+        (event(dur=float("inf")), "Infinity is no number"),
+        (event(dur=-1), "dur is -1, no number"),
+        (event(dur=1e15), "no number from 0"),
+        (event(ts=10**400), "no number from 0"),
+        (event(ts="soon"), "ts is soon, no number"),
+        (event(ts=True), "ts is True, no number"),
+        (event(args={"batch": -1}), "batch is -1"),
+        (event(args={}), "'batch' is missing"),
+        (event(args=3), "parts are not those"),
+        ('{"traceEvents": [], "otherData": {"clock_error": "good"}}', "clock_error is good"),
+    ],
+)
+def test_hostile_traces(tmp_path: pathlib.Path, text: str, reason: str) -> None:
+    """What cannot be computed with is named in one line, without an exception's name."""
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=reason) as caught:
+        load_trace(path)
+    assert "Error" not in str(caught.value)
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(DataError, match="no trace of a run"):
+        load_trace(path)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +245,10 @@ def test_half_a_trace(tmp_path: pathlib.Path) -> None:
     """A run that was not trained on has nothing to summarize; a file that is not there is named."""
     path = tmp_path / "empty.json"
     path.write_text(json.dumps({"traceEvents": []}))
-    with pytest.raises(DataError, match="no forward pass"):
+    with pytest.raises(DataError, match=r"no forward pass \(device\) and no training step \(server\)"):
+        summarize(load_trace(path))
+    path.write_text(event())
+    with pytest.raises(DataError, match=r"has no training step \(server\); "):
         summarize(load_trace(path))
     with pytest.raises(DataError, match=r"missing\.json cannot be read"):
         load_trace(tmp_path / "missing.json")

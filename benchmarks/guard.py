@@ -1,7 +1,8 @@
 """Has the pipeline become slower? Runs the quick set and compares its ratios with the committed ones.
 
 ``python -m benchmarks.guard`` prints what moved by more than its spread, and fails if something became worse.
-``--update`` measures several times and writes the medians and spreads to ``benchmarks/results/guard.json``.
+``--update`` measures several times and writes the medians and spreads to ``benchmarks/results/guard.json``;
+``--json`` writes what was found now.
 Only ratios are compared, so the machine may be another one, but not one that is busy with other work.
 """
 
@@ -19,15 +20,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.harness import machine
-from benchmarks.overlap import Bench
+from benchmarks.harness import interruptible, json_file, machine, write_json
+from benchmarks.overlap import Bench, Point
 from benchmarks.rig import DEVICE_CORE, server
-from benchmarks.sweep import flat
+from benchmarks.sweep_results import flat
+from mobillm.cli.arguments import at_least
 
 __all__ = ["compare", "main"]
 
 BASELINE = pathlib.Path(__file__).parent / "results" / "guard.json"
 LEAST_SPREAD = 0.02  # below it nothing is called a change
+# For the estimate: forward passes of a batch in the time of one measurement, and seconds beside them.
+FORWARDS, BESIDE = 26, 12
 # Larger is better, but for these.
 SMALLER_IS_BETTER = ("device_over_bare",)
 
@@ -56,30 +60,48 @@ def _ratios(bench: Bench) -> dict[str, float]:
     return {key: float(value) for key, value in chosen.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and compare, or measure and write."""
-    parser = argparse.ArgumentParser(prog="benchmarks.guard", description=__doc__)
-    parser.add_argument("--update", action="store_true", help="write the baseline")
-    parser.add_argument("--repeats", type=int, default=3, help="for --update (default: %(default)s)")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+def _measure(repeats: int) -> list[dict[str, float]]:
+    """Measure the ratios so many times, each round with a line of what it found."""
     console = Console(stderr=True)
     with server() as at:
         os.sched_setaffinity(0, {DEVICE_CORE})
         bench = Bench(at, console)
-        runs = [_ratios(bench) for _ in range(args.repeats if args.update else 1)]
+        bench.bare(Point(count=1))
+        seconds = repeats * (FORWARDS * bench.bare(Point(count=1)) + BESIDE)
+        console.print(f"{repeats} measurements of three points, about {seconds:.0f} s")
+        return [_ratios(bench) for _ in range(repeats)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and compare, or measure and write."""
+    parser = argparse.ArgumentParser(prog="benchmarks.guard", description=__doc__)
+    parser.add_argument("--update", action="store_true", help="write the baseline")
+    parser.add_argument(
+        "--repeats", type=at_least(1), default=3, metavar="N", help="for --update (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="where the ratios and what moved go")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    with interruptible():
+        runs = _measure(args.repeats if args.update else 1)
     if args.update:
         values = {key: [run[key] for run in runs] for key in runs[0]}
         keys = {key: {"value": statistics.median(v), "spread": max(v) - min(v)} for key, v in values.items()}
         BASELINE.write_text(json.dumps({"machine": machine(), "keys": keys}, indent=1) + "\n")
+        write_json(args.json, {"rounds": runs})
         print(f"written: {BASELINE}")
         return 0
     if not BASELINE.exists():
         print("there is no baseline to compare with; --update writes one. Now:")
         for key, value in runs[0].items():
             print(f"{key}: {value:.3f}")
+        write_json(args.json, {"ratios": runs[0], "moved": []})
         return 0
     moved = compare(json.loads(BASELINE.read_text())["keys"], runs[0])
+    fields = ("key", "before", "now", "worse")
+    write_json(
+        args.json, {"ratios": runs[0], "moved": [dict(zip(fields, one, strict=True)) for one in moved]}
+    )
     for key, before, now, worse in moved:
         print(f"{key}: {before:.3f} -> {now:.3f}, {'worse' if worse else 'better'}")
     if not moved:

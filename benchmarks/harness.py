@@ -1,17 +1,44 @@
-"""What all benchmarks share: the machine, and results as JSON."""
+"""What all benchmarks share: the machine, results as JSON, and how they end early."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import pathlib
 import platform
+import signal
+import sys
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["machine", "peak_bytes", "write_json"]
+__all__ = ["INTERRUPTED", "interruptible", "json_file", "machine", "peak_bytes", "write_json"]
 
+INTERRUPTED = 130
 # Instruction sets that figures depend on, as /proc/cpuinfo calls them; the widest one that is there is named.
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
+
+
+@contextlib.contextmanager
+def interruptible(advice: str = "") -> Iterator[None]:
+    """End the program with one line on SIGINT, and on SIGTERM alike, once what it started has been ended.
+
+    Args:
+        advice: what the line says after "interrupted".
+
+    Raises:
+        SystemExit: with the status 130; it was interrupted.
+
+    """
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted{advice}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def machine() -> dict[str, Any]:
@@ -38,6 +65,19 @@ def peak_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/self/status holds no VmHWM")
+
+
+def json_file(text: str) -> pathlib.Path:
+    """Read where figures go, as an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: nothing can be written there, which is better known before the measuring.
+
+    """
+    path = pathlib.Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written; give a file in a directory of yours")
+    return path
 
 
 def write_json(path: pathlib.Path | None, figures: dict[str, Any]) -> None:

@@ -23,6 +23,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Self, cast
 
+from benchmarks import child
+from mobillm.cli.arguments import address
 from mobillm.transport import Address
 
 __all__ = ["Bucket", "Relay", "Shape", "parse_rate", "parse_seconds", "relayed"]
@@ -35,6 +37,9 @@ UNLIMITED_LINE = 64 << 20  # bytes under way on a link without a rate
 STOP_SECONDS = 10
 ANYWHERE = Address("127.0.0.1", 0)
 
+LEAST_RATE, MOST_RATE = 1e3, 1e11  # bits per second: 1 kbit to 100 gbit
+MOST_SECONDS = 60.0  # of a round trip
+
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 
 
@@ -42,28 +47,51 @@ def parse_rate(text: str) -> float:
     """Return bytes per second of a rate as tc writes it: ``10mbit``, ``2.5mbit``, ``64kbit``; 0 is none.
 
     Raises:
-        ValueError: it is no such rate.
+        argparse.ArgumentTypeError: it is no such rate.
 
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)bit", text.strip().lower())
-    if match is None:
-        if text.strip() == "0":
-            return 0.0
-        raise ValueError(f"{text!r} is no rate; give bits per second such as 10mbit, or 0 for none")
-    return float(match[1]) * _UNITS[match[2]] / 8
+    if text.strip() in ("0", "0bit"):
+        return 0.0
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([kmg]?)bit", text.strip().lower())
+    bits = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not LEAST_RATE <= bits <= MOST_RATE:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is no rate; give 1kbit to 100gbit, in bit, kbit, mbit or gbit per second such as "
+            "10mbit, or 0 for none"
+        )
+    return bits / 8
 
 
 def parse_seconds(text: str) -> float:
     """Return the seconds of a time such as ``50ms`` or ``0.2s``.
 
     Raises:
-        ValueError: it is no such time.
+        argparse.ArgumentTypeError: it is no such time.
 
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", text.strip().lower())
-    if match is None:
-        raise ValueError(f"{text!r} is no time; give milliseconds or seconds such as 50ms or 0.2s")
-    return float(match[1]) * (0.001 if match[2] == "ms" else 1.0)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)(ms|s)", text.strip().lower())
+    seconds = float(match[1]) * (0.001 if match[2] == "ms" else 1.0) if match else -1.0
+    if not 0.0 <= seconds <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is no time; give 0s to {MOST_SECONDS:g}s, in ms or s such as 50ms or 0.2s"
+        )
+    return seconds
+
+
+def _target(text: str) -> Address:
+    found = address(text)
+    if found.port == 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has the port 0, which nothing listens on; give the server's"
+        )
+    return found
+
+
+def _core(text: str) -> int:
+    cores = sorted(os.sched_getaffinity(0))
+    if text not in map(str, cores):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is none of this machine's cores: {cores}")
+    return int(text)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +342,11 @@ class Relay:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, min(1 << 22, max(1 << 15, size)))
         if bind is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((bind.host, bind.port))
+            try:
+                sock.bind((bind.host, bind.port))
+            except OSError:
+                sock.close()
+                raise
         sock.setblocking(False)
         return sock
 
@@ -341,8 +373,11 @@ class Relay:
         try:
             await loop.sock_connect(sock, (self.target.host, self.target.port))
             await loop.create_connection(lambda: far, sock=sock)
-        except OSError:
+        except OSError as error:
             sock.close()
+            place = f"{self.target.host}:{self.target.port}"
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            print(f"cannot reach {place}: {reason}", file=sys.stderr, flush=True)
             if near.transport is not None:
                 near.transport.abort()
 
@@ -359,27 +394,37 @@ def relayed(target: Address, shape: Shape, *, core: int | None = None) -> Iterat
     Yields:
         where it listens, and a function that stops it and returns :meth:`Relay.figures`.
 
+    Raises:
+        RuntimeError: the process ended by itself.
+
     """
-    command = [sys.executable, "-m", "benchmarks.link", "--to", f"{target.host}:{target.port}", "--json"]
+    command = ["-m", "benchmarks.link", "--to", f"{target.host}:{target.port}", "--json"]
     command += ["--rate", f"{shape.rate * 8:.0f}bit", "--rtt", f"{shape.rtt:.6f}s"]
     if core is not None:
         command += ["--core", str(core)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with child.start(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        address = Address.parse(json.loads(process.stdout.readline())["address"])
         figures: dict[str, Any] = {}
+
+        def read(line: str) -> dict[str, Any]:
+            if not line:
+                raise RuntimeError(f"the link's process ended by itself, with the status {process.wait()}")
+            found: dict[str, Any] = json.loads(line)
+            return found
 
         def stop() -> dict[str, Any]:
             if not figures:
                 process.terminate()
                 output, _ = process.communicate(timeout=STOP_SECONDS)
-                figures.update(json.loads(output))
+                figures.update(read(output))
             return figures
 
         try:
-            yield address, stop
+            yield Address.parse(read(process.stdout.readline())["address"]), stop
         finally:
-            stop()
+            if process.poll() is None:
+                process.terminate()
+                process.communicate(timeout=STOP_SECONDS)
 
 
 async def _serve(args: argparse.Namespace) -> dict[str, Any]:
@@ -397,20 +442,32 @@ async def _serve(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a relay until it is interrupted."""
     parser = argparse.ArgumentParser(prog="benchmarks.link", description=__doc__)
-    parser.add_argument("--rate", type=parse_rate, default=0.0, help="10mbit, say; 0: none (default)")
     parser.add_argument(
-        "--rtt", type=parse_seconds, default=0.0, help="round trip, 50ms, say (default: none)"
+        "--rate", type=parse_rate, default=0.0, help="1kbit to 100gbit, such as 10mbit; 0: none (default)"
     )
-    parser.add_argument("--listen", type=Address.parse, default=ANYWHERE)
-    parser.add_argument("--to", type=Address.parse, required=True, metavar="HOST:PORT")
-    parser.add_argument("--core", type=int, help="processor core to be pinned to")
+    parser.add_argument(
+        "--rtt", type=parse_seconds, default=0.0, help="round trip such as 50ms or 0.2s (default: none)"
+    )
+    parser.add_argument(
+        "--listen", type=address, default=ANYWHERE, metavar="HOST:PORT", help="default: a free port"
+    )
+    parser.add_argument("--to", type=_target, required=True, metavar="HOST:PORT", help="the server")
+    parser.add_argument("--core", type=_core, help="processor core to be pinned to")
     parser.add_argument("--json", action="store_true", help="address and figures as JSON")
     args = parser.parse_args(argv)
     if args.core is not None:
         os.sched_setaffinity(0, {args.core})
-    figures = asyncio.run(_serve(args))
+    try:
+        figures = asyncio.run(_serve(args))
+    except OSError as error:  # of --listen: what happens to a connection ends that one alone
+        place = f"{args.listen.host}:{args.listen.port}"
+        print(f"cannot listen at {place}: {error.strerror}", file=sys.stderr)
+        return 1
     if args.json:
-        print(json.dumps(figures))
+        try:
+            print(json.dumps(figures), flush=True)
+        except BrokenPipeError:  # who wanted them was killed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
         for number, link in enumerate(figures["connections"], 1):
             print(f"connection {number}: {link['up']} bytes there, {link['down']} back")

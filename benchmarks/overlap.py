@@ -17,6 +17,7 @@ on another. ``--only`` runs some of the parts; keys of the others in the file st
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,13 +28,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from benchmarks.harness import write_json
+from benchmarks.harness import interruptible, json_file, write_json
 from benchmarks.link import Shape
 from benchmarks.rig import DEVICE_CORE, SERVER_CORE, Run, Server, measure, server, token_batches
 from mobillm.cli.demo_data import load_topics
@@ -162,8 +163,8 @@ class Bench:
         """
         found: dict[str, Any] = {"efficiency": {}, "serial_over_pipelined": {}, "stages": {}, "rounds": {}}
         self._backbone.forward(self.batches(Point(count=1))[0].input_ids, lambda index, hidden: None)
-        for name, point in POINTS.items():
-            self._console.print(f"{name} ...")
+        for number, (name, point) in enumerate(POINTS.items(), 1):
+            self._console.print(f"{name}, {number} of {len(POINTS)} ...")
             count = max(3, point.count // 2) if quick else point.count
             point = dataclasses.replace(point, count=count)
             rounds = [self._round(name, point) for _ in range(1 if quick else ROUNDS)]
@@ -233,14 +234,19 @@ class Bench:
         }
 
 
-def _pinned(command: Sequence[str]) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def _pinned(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """Run a program on the device's core; what still runs at the end of the block is killed."""
     # Installed packages have bytecode; so may this one.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    )
-    os.sched_setaffinity(process.pid, {DEVICE_CORE})
-    return process
+    ) as process:
+        os.sched_setaffinity(process.pid, {DEVICE_CORE})
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _seconds_to_load() -> float:
@@ -285,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="benchmarks.overlap", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
-    parser.add_argument("--json", type=pathlib.Path, help="where the figures go")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="where the figures go")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     console = Console(stderr=True)
@@ -293,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json is not None and args.json.exists():
         figures = json.loads(args.json.read_text())
         figures.pop("machine", None)
-    with server() as at:
+    with interruptible(), server() as at:
         os.sched_setaffinity(0, {DEVICE_CORE})
         bench = Bench(at, console)
         for name in args.only:

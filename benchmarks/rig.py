@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +20,13 @@ from typing import Any
 
 import torch
 
+from benchmarks import child
 from benchmarks.link import Shape, relayed
 from mobillm.device.client import Client, connect
 from mobillm.device.pipeline import Pipeline, TokenBatch
 from mobillm.device.progress import Watch
 from mobillm.device.recording import Span, Timeline
-from mobillm.device.timeline import Interval, Summary, merge, summarize
+from mobillm.device.timeline import Interval, Summary, busy_times, merge, summarize
 from mobillm.device.trace import Trace
 from mobillm.device.uplink import Uplink
 from mobillm.formats import Format, row_size
@@ -63,10 +63,10 @@ def server() -> Iterator[Server]:
     """Run ``mobillm serve`` on its core for the time of the block."""
     with tempfile.TemporaryDirectory(prefix="mobillm-rig-") as folder:
         place = pathlib.Path(folder)
-        command = [sys.executable, "-m", "mobillm", "serve", "--listen", "127.0.0.1:0", "--threads", "1"]
-        command += ["--json", "--data-dir", str(place / "server"), "--token-file", str(place / "token")]
+        command = ["-m", "mobillm", "serve", "--listen", "127.0.0.1:0", "--threads", "1", "--json"]
+        command += ["--data-dir", str(place / "server"), "--token-file", str(place / "token")]
         with open(place / "server.log", "wb") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            process = child.start(command, stdout=subprocess.PIPE, stderr=log)
         try:
             os.sched_setaffinity(process.pid, {SERVER_CORE})
             assert process.stdout is not None
@@ -77,7 +77,11 @@ def server() -> Iterator[Server]:
             yield Server(Address.parse(json.loads(line)["address"]), token, place / "server")
         finally:
             process.terminate()
-            process.wait(STOP_SECONDS)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             if process.stdout is not None:
                 process.stdout.close()
 
@@ -115,7 +119,7 @@ class Run:
         goodput: packed bytes that it carried in that time over what its rate allows; None without a rate.
         summary: of the trace.
         waits: seconds that the device waited for room in its queue, its writer for credit, and for the link.
-        busy: seconds of each stage in all.
+        busy: seconds of each stage in all; the link's are the emulator's where it has a rate.
         where: seconds of ``wall`` in which the device computed; in which it did not and the link was busy; in
             which neither was and the server trained; and the rest.
         values: of the evaluation on what was held out.
@@ -138,13 +142,15 @@ class Run:
 
     @property
     def critical(self) -> str:
-        """The stage that sets the pace."""
-        return self.summary.critical if self.link_busy is None else "link"
+        """The stage that was busy for the longest time."""
+        return max(self.busy, key=lambda stage: self.busy[stage])
 
     @property
     def efficiency(self) -> float:
         """The part of the steady state in which it was busy."""
-        return self.summary.efficiency if self.link_busy is None else self.link_busy
+        if self.critical == "link" and self.link_busy is not None:
+            return self.link_busy
+        return self.summary.busy[self.critical]
 
 
 def measure(
@@ -219,13 +225,17 @@ async def _stream(
             took.first_durable = time.monotonic()
 
         waiting = asyncio.create_task(first())
-        for part in [[batch] for batch in batches] if serial else [list(batches)]:
-            await pipeline.run(part)
-            if serial:
-                await session.wait_applied()
-        await uplink.wait_durable()
-        took.durable = time.monotonic()
-        await waiting
+        try:
+            for part in [[batch] for batch in batches] if serial else [list(batches)]:
+                await pipeline.run(part)
+                if serial:
+                    await session.wait_applied()
+            await uplink.wait_durable()
+            took.durable = time.monotonic()
+            await waiting
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
         await session.wait_applied()
         took.applied = time.monotonic()
         connection = session.connection
@@ -246,22 +256,14 @@ def _run(took: _Took, links: Sequence[dict[str, Any]], shape: Shape, packed: int
     spans = tuple(sorted((Span(*span) for span in took.trace.spans), key=lambda span: span.start))
     timeline = Timeline(spans, took.trace.clock_error)
     link_busy = goodput = None
-    device = merge(took.pipeline.busy)
-    train = merge((span.start, span.end) for span in timeline.of("train"))
-    link = merge((span.start, span.end) for span in timeline.of("send"))
-    busy = {
-        "device": sum(end - start for start, end in took.pipeline.busy),
-        "server": sum(span.duration for span in timeline.of("train")),
-        "disk": sum(span.duration for span in timeline.of("log")),
-        "link": 0.0,
-    }
+    times = busy_times(timeline)
+    device = times["device"] = merge(took.pipeline.busy)
     if shape.rate:
-        link = merge((start, end) for one in links for start, end in one["busy_up"])
-        link_busy = _share(link, took.first_durable, took.durable)
+        times["link"] = merge((start, end) for one in links for start, end in one["busy_up"])
+        link_busy = _share(times["link"], took.first_durable, took.durable)
         # What TCP carried beyond the packed tensors: headers of frames, the handshake.
         carried = sum(one["up"] for one in links)
         goodput = link_busy * packed / carried
-    busy["link"] = sum(end - start for start, end in link)
     begun = device[0][0]
     ends = [span.end for span in timeline.of("forward")]
     return Run(
@@ -273,8 +275,8 @@ def _run(took: _Took, links: Sequence[dict[str, Any]], shape: Shape, packed: int
         goodput=goodput,
         summary=summarize(timeline),
         waits=took.waits,
-        busy=busy,
-        where=_where([("device", device), ("link", link), ("server", train)], begun, took.applied),
+        busy={stage: sum(end - start for start, end in found) for stage, found in times.items()},
+        where=_where([(stage, times[stage]) for stage in ("device", "link", "server")], begun, took.applied),
         values=took.values,
         loss=took.loss,
     )
@@ -290,7 +292,7 @@ def _where(stages: Sequence[tuple[str, list[Interval]]], start: float, end: floa
         covered = merge([*covered, *((first, last) for first, last in inside if last > first)])
         total = sum(last - first for first, last in covered)
         found[name], before = total - before, total
-    found["idle"] = end - start - before
+    found["idle"] = max(0.0, end - start - before)
     return found
 
 

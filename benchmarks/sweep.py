@@ -1,180 +1,47 @@
 """How long does a batch take, and where does the time go? Bit width x bandwidth x round trip x taps x tokens.
 
 ``python -m benchmarks.sweep`` runs SmolLM2-135M through the whole path, device, emulated link and server, for
-every point, and writes ``sweep.jsonl`` (a line for each point as it is done), ``sweep.csv`` and pictures to
-``--out``. The same command goes on where it was stopped; a point that failed is tried again. ``--quick``
-takes a minute. Points with a rate send a few samples; those without one train long enough for an accuracy.
+every point, and writes ``sweep.jsonl`` (a line for each point as it is done), ``sweep.csv``, ``machine.json``
+and pictures to ``--out``. The same command goes on where it was stopped; a point that failed is tried again.
+``--quick`` takes about a minute, ``--bits`` and ``--rates`` make a grid of one's own. Points with a rate send
+a few samples; those without one train long enough for an accuracy.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import dataclasses
-import itertools
+import functools
 import json
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
-from benchmarks.harness import machine
-from benchmarks.link import Shape
+from benchmarks.harness import interruptible, machine
+from benchmarks.link import LEAST_RATE, MOST_RATE, Shape
 from benchmarks.rig import DEVICE_CORE, Run, Server, measure, server
 from benchmarks.sweep_plots import draw
+from benchmarks.sweep_points import BITS, FORMATS, QUICK_SIZES, RATES, Estimate, Point, full, grid, quick
+from benchmarks.sweep_results import Results, SweepError, claimed
 from mobillm.cli.demo_data import LABELS, load_messages
 from mobillm.device.batches import make_batches
-from mobillm.formats import Format, row_size
+from mobillm.errors import MobiLLMError
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.cache import cache_directory
 from mobillm.nn.models import resolve_model
 from mobillm.spec import CodecSpec, OptimizerSpec, SessionSpec, SideSpec
 
-__all__ = ["FORMATS", "Point", "Results", "full", "main", "quick", "sweep"]
+__all__ = ["main", "sweep"]
 
-FORMATS = {2: "asym2", 3: "asym3", 4: "asym4", 6: "asym6", 8: "asym8", 16: "f16"}
-BITS = tuple(FORMATS)
-RATES = (2, 10, 50, 200)  # Mbit/s
-NEAR = 20  # milliseconds, a round trip where that is not what varies
-INTERRUPTED = 130
-# For the estimate: tokens and samples a second on one core of a small server, and seconds of a session.
-FORWARD, TRAIN, OPENING = 800.0, 200.0, 1.5
-TOKENS = 23  # of a message, on average
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """One run of the sweep.
-
-    Attributes:
-        bits: of a value.
-        rate: Mbit/s of the link; 0 is no link between the two.
-        rtt: milliseconds of a round trip.
-        taps: tapped layers.
-        tokens: which are sent.
-        side: kind of the side network.
-        train, heldout: samples.
-        epochs: passes.
-        batch: samples of a batch.
-
-    """
-
-    bits: int
-    rate: float
-    rtt: float = NEAR
-    taps: str = "every:4"
-    tokens: str = "all"
-    side: str = "ladder"
-    train: int = 48
-    heldout: int = 0
-    epochs: int = 1
-    batch: int = 8
-
-    @property
-    def key(self) -> str:
-        """Name of the point."""
-        return "/".join(str(value) for value in dataclasses.astuple(self))
-
-    @property
-    def sent(self) -> int:
-        """Tokens of each layer that are sent, about."""
-        samples = self.train + self.heldout
-        return samples if self.tokens == "last" else samples * TOKENS
-
-    def seconds(self) -> float:
-        """Return about how long the point takes."""
-        layers = {"all": 30, "every:4": 8, "every:8": 4}.get(self.taps, 1)
-        size = self.sent * layers * row_size(Format.parse(FORMATS[self.bits]), 64, 576)
-        link = size * 8 / (self.rate * 1e6) if self.rate else 0.0
-        forward = (self.train + self.heldout) * TOKENS / FORWARD
-        return OPENING + max(link, forward) + self.train * self.epochs / TRAIN
-
-
-def full() -> list[Point]:
-    """Return the points of the full sweep."""
-    grid = [Point(bits=bits, rate=rate) for bits, rate in itertools.product(BITS, RATES)]
-    trips = [Point(bits=4, rate=10, rtt=rtt) for rtt in (0, 50, 200)]
-    taps = [Point(bits=4, rate=10, taps=taps) for taps in ("30", "every:8", "all")]
-    tokens = [Point(bits=4, rate=10, side="parallel", tokens=tokens) for tokens in ("all", "last")]
-    trained: dict[str, Any] = {"rate": 0, "rtt": 0, "train": 512, "heldout": 400, "epochs": 4, "batch": 32}
-    quality = [Point(bits=bits, **trained) for bits in BITS]
-    quality += [Point(bits=4, taps=taps, **trained) for taps in ("30", "every:8")]
-    quality += [Point(bits=4, side="parallel", tokens=tokens, **trained) for tokens in ("all", "last")]
-    return [*grid, *trips, *taps, *tokens, *quality]
-
-
-def quick() -> list[Point]:
-    """Return the points of the quick sweep."""
-    grid = [Point(bits=bits, rate=rate, train=24) for bits, rate in itertools.product((2, 4, 16), (10, 50))]
-    more = [
-        Point(bits=4, rate=10, train=24, side="parallel", tokens="last"),
-        Point(bits=4, rate=10, train=24, taps="30"),
-        Point(bits=4, rate=0, rtt=0, train=96, heldout=48, batch=16),
-    ]
-    return [*grid, *more]
-
-
-class Results:
-    """What is known of the points, in a file of JSON lines that only grows.
-
-    Args:
-        path: the file; a line that a kill cut in two is dropped.
-
-    Attributes:
-        done: figures of each point that was measured, by its key.
-
-    """
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self.done: dict[str, dict[str, Any]] = {}
-        self._path = path
-        if not path.exists():
-            return
-        text = path.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole)
-        for line in whole.splitlines():
-            record = json.loads(line)
-            if "figures" in record:
-                self.done[record["key"]] = record["figures"]
-
-    def add(self, point: Point, *, figures: dict[str, Any] | None = None, error: str | None = None) -> None:
-        """Note how a point went; it is on the disk when this returns."""
-        record: dict[str, Any] = {"key": point.key, "point": dataclasses.asdict(point)}
-        if figures is not None:
-            record["figures"] = self.done[point.key] = figures
-        else:
-            record["error"] = error
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def write_csv(self, path: pathlib.Path, points: Sequence[Point]) -> None:
-        """Write the points that are known as a table."""
-        rows = [dataclasses.asdict(p) | flat(self.done[p.key]) for p in points if p.key in self.done]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else ["bits"])
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def flat(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return figures with the keys of maps in them joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in figures.items():
-        if isinstance(value, dict):
-            found |= {f"{key}.{name}": item for name, item in value.items()}
-        else:
-            found[key] = value
-    return found
+QUICK_SECONDS = 60.0
+SPEED_MESSAGES = 8  # of the forward pass that the estimate goes by
 
 
 def sweep(
@@ -202,23 +69,35 @@ def sweep(
             while left:
                 point = left.pop(0)
                 try:
-                    results.add(point, figures=run(point))
+                    figures = run(point)
                 except Exception as error:
                     failed += 1
-                    text = f"{type(error).__name__}: {error}"
+                    text = str(error) or type(error).__name__
                     results.add(point, error=text)
                     on_done(point, text)
                     break
+                results.add(point, figures=figures)
                 on_done(point, None)
     return failed
 
 
 class Device:
-    """The model and the data, loaded once."""
+    """The model and the data, loaded once.
+
+    Attributes:
+        speed: tokens that a bare forward pass computes in a second.
+
+    """
 
     def __init__(self) -> None:
         self._backbone = Backbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16", taps="all")
         self._train, self._heldout = load_messages(cache_directory())
+        texts = [example.text for example in self._train[: SPEED_MESSAGES + 1]]
+        first, *rest = self._backbone.tokenize(texts, 128)
+        self._backbone.forward([first], lambda index, hidden: None)
+        begun = time.monotonic()
+        self._backbone.forward(rest, lambda index, hidden: None)
+        self.speed = sum(map(len, rest)) / (time.monotonic() - begun)
 
     def run(self, point: Point, at: Server) -> dict[str, Any]:
         """Measure one point."""
@@ -262,7 +141,7 @@ def figures_of(run: Run) -> dict[str, Any]:
         "busy": run.busy,
         "waits": run.waits,
         "where": run.where,
-        "critical": run.summary.critical,
+        "critical": run.critical,
         "loss": run.loss,
         "accuracy": run.values.get("accuracy"),
     }
@@ -273,6 +152,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.sweep", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer points and samples, about a minute")
     parser.add_argument(
+        "--bits",
+        type=_bits,
+        metavar="B,...",
+        help="instead: a grid of widths, from 2,3,4,6,8,16 (default: all)",
+    )
+    parser.add_argument(
+        "--rates", type=_rates, metavar="R,...", help="and of rates in Mbit/s (default: 2,10,50,200)"
+    )
+    parser.add_argument(
         "--only",
         choices=("timed", "trained"),
         help="points over a link, which need a machine that does nothing else; or the others",
@@ -281,34 +169,89 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=pathlib.Path, default=pathlib.Path("sweep"), help="default: %(default)s"
     )
     args = parser.parse_args(argv)
+    if args.quick and (args.bits or args.rates):
+        parser.error("--quick has its own --bits and --rates; leave it or them out")
     torch.set_num_threads(1)
-    console = Console(stderr=True)
-    points = quick() if args.quick else full()
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = Results(args.out / "sweep.jsonl")
-    chosen = [point for point in points if args.only is None or bool(point.rate) == (args.only == "timed")]
-    left = [point for point in chosen if point.key not in results.done]
-    seconds = sum(point.seconds() for point in left)
-    console.print(f"{len(left)} of {len(chosen)} points to measure, about {seconds / 60:.1f} minutes")
-    status = 0
+    console = Console(stderr=True, soft_wrap=True)
     try:
-        if left:
-            status = _measure(left, results, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where it stopped")
-        return INTERRUPTED
-    results.write_csv(args.out / "sweep.csv", points)
-    (args.out / "machine.json").write_text(json.dumps(machine()) + "\n")
-    known = [(point, results.done[point.key]) for point in points if point.key in results.done]
-    for picture in draw(known, args.out):
-        console.print(f"drawn: {picture}")
+        with interruptible("; the same command goes on where it stopped"), claimed(args.out):
+            return _run(args, console)
+    except SweepError as error:
+        text, status = str(error), error.status
+    except OSError as error:
+        text, status = f"{error.filename or args.out}: {error.strerror or error}", 1
+    except MobiLLMError as error:
+        text, status = str(error), 1
+    print(f"benchmarks.sweep: error: {text}", file=sys.stderr)
     return status
 
 
-def _measure(points: Sequence[Point], results: Results, console: Console) -> int:
-    console.print("loading SmolLM2-135M ...")
-    device = Device()
+def _bits(text: str) -> tuple[int, ...]:
+    found = tuple(sorted({bits for bits in BITS for word in text.split(",") if word.strip() == str(bits)}))
+    if len(found) < len(text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no list of 2, 3, 4, 6, 8 or 16, each once")
+    return found
 
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(sorted({float(word) for word in text.split(",")}))
+    except ValueError:
+        found = ()
+    if not found or not all(LEAST_RATE <= rate * 1e6 <= MOST_RATE for rate in found):
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is no list of Mbit/s from 0.001 to 100000, such as 5,20"
+        )
+    return found
+
+
+def _run(args: argparse.Namespace, console: Console) -> int:
+    results = Results(args.out / "sweep.jsonl")
+
+    @functools.cache
+    def device() -> Device:
+        console.print("loading SmolLM2-135M ...")
+        return Device()
+
+    points = _points(args, results, lambda: device().speed)
+    chosen = [point for point in points if args.only is None or bool(point.rate) == (args.only == "timed")]
+    left = [point for point in chosen if point.key not in results.done]
+    status = 0
+    if left:
+        estimate = Estimate(device().speed)
+        about = lasting(estimate.seconds(left))
+        console.print(f"{len(left)} of {len(chosen)} points to measure, about {about}")
+        status = _measure(device(), left, estimate, results, console)
+    results.write_csv(args.out / "sweep.csv", points)
+    (args.out / "machine.json").write_text(json.dumps(machine()) + "\n")
+    known = [(point, results.done[point.key]) for point in points if point.key in results.done]
+    written = [args.out / "sweep.jsonl", args.out / "sweep.csv", args.out / "machine.json"]
+    console.print(f"written: {', '.join(map(str, [*written, *draw(known, args.out)]))}")
+    return status
+
+
+def _points(args: argparse.Namespace, results: Results, speed: Callable[[], float]) -> list[Point]:
+    """Return what is to be measured; a quick sweep that was begun goes on with its size."""
+    if args.bits or args.rates:
+        return grid(args.bits or BITS, args.rates or RATES)
+    if not args.quick:
+        return full()
+    sweeps = [quick(size) for size in QUICK_SIZES]
+    begun = [points for points in sweeps if any(point.key in results.done for point in points)]
+    if begun:
+        return begun[0]
+    short = [points for points in sweeps if Estimate(speed()).seconds(points) <= QUICK_SECONDS]
+    return short[0] if short else sweeps[-1]
+
+
+def lasting(seconds: float) -> str:
+    """Return a time for a person."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _measure(
+    device: Device, points: Sequence[Point], estimate: Estimate, results: Results, console: Console
+) -> int:
     @contextlib.contextmanager
     def rigs() -> Iterator[Callable[[Point], dict[str, Any]]]:
         cores = os.sched_getaffinity(0)
@@ -319,18 +262,32 @@ def _measure(points: Sequence[Point], results: Results, console: Console) -> int
             finally:
                 os.sched_setaffinity(0, cores)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        # In seconds of the estimate, so that the bar moves evenly.
-        task = progress.add_task("measuring", total=round(sum(point.seconds() for point in points)))
+    left = list(points)
+    begun = time.monotonic()
+    with Progress(TextColumn("{task.description}"), BarColumn(20), console=console) as progress:
+        task = progress.add_task("", total=None)
+
+        def show() -> str:
+            done = len(points) - len(left)
+            text = f"{done} of {len(points)}, about {lasting(estimate.seconds(left))} left"
+            # In seconds of the estimate, so that the bar moves evenly.
+            spent = estimate.seconds(points) - estimate.seconds(left)
+            progress.update(task, description=text, completed=spent, total=estimate.seconds(points))
+            return text
 
         def on_done(point: Point, error: str | None) -> None:
-            progress.advance(task, round(point.seconds()))
+            nonlocal begun
+            left.remove(point)
+            now = time.monotonic()
             if error is None:
-                progress.console.print(f"{point.key}: {results.done[point.key]['wall']:.2f} s")
+                estimate.note(point, now - begun)
+                progress.console.print(f"{point.key}: {results.done[point.key]['wall']:.2f} s; {show()}")
             else:
                 progress.console.print(f"{point.key} failed: {error}", style="red", markup=False)
+                show()
+            begun = now
 
+        show()
         failed = sweep(points, results, rigs, on_done)
     if failed:
         console.print(f"{failed} points failed; the same command tries them again")

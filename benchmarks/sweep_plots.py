@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 if TYPE_CHECKING:
-    from benchmarks.sweep import Point
+    from benchmarks.sweep_points import Point
 
 __all__ = ["draw"]
 
 Known = Sequence[tuple["Point", dict[str, Any]]]
 
+CONDITIONS = "SmolLM2-135M, 8 taps, 20 ms"
 WHERE = {
     "device": ("device computes", "#4477aa"),
     "link": ("link alone", "#ccbb44"),
@@ -61,6 +63,7 @@ def _heat(grid: Known, path: pathlib.Path) -> pathlib.Path:
     image = axes.imshow(table, cmap="viridis_r", norm="log", aspect="auto", origin="lower")
     axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     axes.set_yticks(range(len(bits)), [str(b) for b in bits])
+    axes.set_title(f"seconds of a run over a link, {CONDITIONS}")
     axes.set_xlabel("Mbit/s")
     axes.set_ylabel("bits of a value")
     dark = max(times.values()) ** 0.5 * min(times.values()) ** 0.5
@@ -70,7 +73,7 @@ def _heat(grid: Known, path: pathlib.Path) -> pathlib.Path:
                 seconds = times[b, rate]
                 colour = "white" if seconds > dark else "black"
                 axes.text(column, row, f"{seconds:.1f}", ha="center", va="center", color=colour)
-    figure.colorbar(image, label="seconds, first forward pass to last step")
+    figure.colorbar(image, format="%g", label="seconds, first forward pass to last step")
     figure.savefig(path, dpi=110)
     return path
 
@@ -89,6 +92,7 @@ def _bars(grid: Known, path: pathlib.Path) -> pathlib.Path:
         axes.set_title(f"{rate:g} Mbit/s")
         axes.set_xlabel("bits")
     parts[0].set_ylabel("seconds")
+    figure.suptitle(f"where the time goes, {CONDITIONS}")
     figure.legend(*parts[-1].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=110)
     return path
@@ -103,7 +107,7 @@ def _accuracy(trained: Known, path: pathlib.Path) -> pathlib.Path:
         axes.plot(
             size, figures["accuracy"], "s" if special else "o", color="#ee6677" if special else "#4477aa"
         )
-        name = f"{point.bits} bit"
+        name = f"{point.bits} bits"
         if point.taps != "every:4":
             name += f", taps {point.taps}"
         if point.side != "ladder":
@@ -116,6 +120,10 @@ def _accuracy(trained: Known, path: pathlib.Path) -> pathlib.Path:
             fontsize=8,
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_title("SmolLM2-135M, short messages of two classes")
     axes.set_xlabel("MB sent")
     axes.set_ylabel("held-out accuracy")
     axes.grid(alpha=0.3)

@@ -458,8 +458,9 @@ class SessionSpec(_Record):
             return
         fitting = "loss" if self.task == "causal-lm" else "last"
         _check(self.tokens == fitting, "tokens", self.tokens, f"all or {fitting} for {self.task}")
-        alone = f"parallel or head for tokens = {self.tokens}: attention needs the tokens left out"
-        _check(self.side.kind in ("parallel", "head"), "side.kind", self.side.kind, alone)
+        kinds = ("parallel",) if self.task == "causal-lm" else ("parallel", "head")
+        alone = f"{' or '.join(kinds)} for tokens = {self.tokens}: attention needs the tokens left out"
+        _check(self.side.kind in kinds, "side.kind", self.side.kind, alone)
         if self.tokens == "last":
             _check(self.side.pool == "last", "side.pool", self.side.pool, "last for tokens = last")
 

@@ -30,14 +30,14 @@ from .arguments import (
     file_path,
 )
 from .console import print_json, say
-from .failure import DONE
-from .loading import check_output, load_backbone
+from .failure import DONE, FAILED
+from .finetune_specs import MAX_BITS, MIN_BITS, settle_kind, specs
+from .loading import check_output, check_trace, load_backbone
 from .plan import fit_memory, size
 from .summary import count, fraction, summary
 
 __all__ = ["add", "run"]
 
-MIN_BITS, MAX_BITS = 3, 8  # of --bits auto: 3 bits cost little accuracy, see benchmarks/LOG.md
 NICE_DUTY = 0.5
 NICENESS = 10  # of 19; what a person does is answered first, and the run still goes on beside other work
 MAX_LAYERS = 1024  # of any model, as the session's spec bounds them
@@ -195,8 +195,9 @@ def _add_side(parser: Parser) -> None:
         "--tokens",
         default=TOKENS[0],
         choices=TOKENS,
-        help="which are sent: all, those that enter the loss (causal-lm), or each sample's last one; these "
-        "two need --side-kind parallel or head, which look at each token alone (default: %(default)s)",
+        help="which are sent: all, or with kinds of side network that look at each token alone: loss, those "
+        "that enter the loss (causal-lm; --side-kind parallel), or last, each sample's last one (the other "
+        "tasks; --side-kind parallel or head) (default: %(default)s)",
     )
     group.add_argument(
         "--side-kind",
@@ -292,8 +293,10 @@ def _names(text: str) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Train and save a side network."""
     # What can be refused at once is refused before torch and the model are loaded.
-    side, optimizer, codec = _specs(args)
-    _settle_kind(args)
+    side, optimizer, codec = specs(args)
+    settle_kind(args)
+    if args.trace is not None:
+        check_trace(args.trace)
     tenant, secret = device_token(args)
     tls = device_tls(args)
     timeouts = Timeouts(reconnect=args.patience)
@@ -308,8 +311,6 @@ def run(args: argparse.Namespace) -> int:
     from .progress import ProgressDisplay
 
     check_output(args.out, overwrite=args.overwrite)
-    if args.trace is not None:
-        args.trace.parent.mkdir(parents=True, exist_ok=True)
     if args.memory_limit is not None:
         fit_memory(args, codec)
     backbone = load_backbone(args, taps=args.taps, lm_head=args.task == "causal-lm")
@@ -346,6 +347,9 @@ def run(args: argparse.Namespace) -> int:
         print_json(dataclasses.asdict(report))
     else:
         print(summary(report, args))
+    if report.trace_error is not None:
+        say(f"mobillm: error: {report.trace_error}; the result is not concerned")
+        return FAILED
     return DONE
 
 
@@ -370,68 +374,6 @@ def _how_to_go_on(directory: Path) -> Iterator[None]:
                 f"deleting {directory / 'session.json'} starts anew"
             )
         raise
-
-
-def _specs(args: argparse.Namespace) -> tuple[SideSpec, OptimizerSpec, CodecSpec]:
-    side = SideSpec(
-        kind=args.side_kind,
-        width=args.side_width,
-        heads=args.side_heads,
-        dropout=args.side_dropout,
-        pool=args.side_pool,
-        rank=SideSpec().rank if args.side_rank is None else args.side_rank,
-    )
-    optimizer = OptimizerSpec(
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-        schedule=args.schedule,
-        warmup=args.warmup,
-        clip=args.clip,
-        ema=args.ema,
-    )
-    return side, optimizer, dataclasses.replace(_codec(args), compression=args.compression)
-
-
-def _settle_kind(args: argparse.Namespace) -> None:
-    """Settle what depends on the kind of side network; options that do not go with it are refused."""
-    tail = args.side_kind == "tail"
-    if args.side_rank is not None and not tail:
-        raise ConfigError("side_rank", args.side_rank, "to be given with --side-kind tail only")
-    if args.taps is None:
-        args.taps = "third" if tail else "every:4"
-    if not tail:
-        return
-    if args.dtype in ("int8", "int4"):
-        raise ConfigError("dtype", args.dtype, "bfloat16, float16 or float32 with --side-kind tail")
-    if args.task == "causal-lm":
-        raise ConfigError("side_kind", "tail", "ladder or parallel for --task causal-lm")
-    # Of the layers above the tap none has to be in memory, then.
-    args.stream_weights = True
-
-
-def _codec(args: argparse.Namespace) -> CodecSpec:
-    """Return how taps are packed; options that would have no effect are refused."""
-    default = CodecSpec()
-    block = default.block if args.block is None else args.block
-    equalize = default.equalize if args.equalize is None else args.equalize
-    for name in ("min_bits", "max_bits"):
-        if getattr(args, name) is not None and args.bits != ():
-            raise ConfigError(name, getattr(args, name), "to be given with --bits auto only")
-    if args.bits is None:
-        name = args.format or default.format
-        if not Format.parse(name).is_block and (args.block is not None or args.equalize):
-            with_it = "--block" if args.block is not None else "--equalize"
-            raise ConfigError("format", name, f"a format with blocks, which {with_it} is for")
-        return CodecSpec(format=name, block=block, equalize=equalize)
-    low = MIN_BITS if args.min_bits is None else args.min_bits
-    high = MAX_BITS if args.max_bits is None else args.max_bits
-    widths = args.bits or tuple(range(low, high + 1))
-    if not widths:
-        raise ConfigError("min_bits", low, f"at most --max-bits = {high}")
-    # The width to begin with, until the link was measured: that of the default, or the nearest to it.
-    first = min(widths, key=lambda bits: abs(bits - Format.parse(default.format).bits))
-    several = widths if len(widths) > 1 else ()
-    return CodecSpec(format=f"asym{first}", block=block, equalize=equalize, bits=several)
 
 
 def _load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset | None]:

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from ..nn.backbone import Backbone
     from ..nn.sidetuned import SideTuned
 
-__all__ = ["OPENED", "check_output", "load_backbone", "load_config", "load_tuned", "open_backbone"]
+__all__ = [
+    "OPENED",
+    "check_output",
+    "check_trace",
+    "load_backbone",
+    "load_config",
+    "load_tuned",
+    "open_backbone",
+]
 
 OPENED = 2  # layers that are timed
 
@@ -130,3 +138,20 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
             f"--out {directory} holds a side network already; choose another directory or add --overwrite"
         )
     directory.mkdir(parents=True, exist_ok=True)
+
+
+def check_trace(path: Path) -> None:
+    """Make the directory of a trace, and see that the file can be written, before hours of work go into it.
+
+    Raises:
+        ConfigError: it cannot.
+
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError("trace", str(path), f"a file that can be written ({error.strerror})") from error

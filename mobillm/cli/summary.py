@@ -50,17 +50,15 @@ def summary(report: Report, args: argparse.Namespace) -> str:
     """Say how a run went, what it cost, and what may be done next."""
     loss = "" if report.loss is None else f", mean loss {report.loss:.4f} in the last epoch"
     trained = "the server trains on alone after" if report.detached else "trained"
-    rested = "" if not report.device_rested else f"; it rested for {report.device_rested:.1f} s"
-    nice = ", on one thread at a low priority" if args.nice else ""
-    lines = [
-        f"{trained} {report.steps} steps in {report.seconds:.1f} s{loss}; {report.samples} samples with "
-        f"{report.tokens} tokens went through the model once",
-        f"sent {report.bytes_sent / 1e6:.1f} MB{_saved(report)}; device and server computed at the same time "
-        f"for {report.both_busy:.0%} of the streaming time",
-        f"a sample cost this device {1e3 * report.device_busy / max(1, report.samples):.1f} ms of computing "
-        f"and {report.bytes_sent / max(1, report.samples) / 1e3:.1f} kB of sending, in all "
-        f"{report.device_busy:.1f} s of computing{nice}{rested}",
-    ]
+    first = f"{trained} {report.steps} steps in {report.seconds:.1f} s{loss}"
+    lines = [first + "; an earlier run had sent all samples, so none went through the model in this one"]
+    if report.samples:
+        lines = [
+            f"{first}; {report.samples} samples with {report.tokens} tokens went through the model once",
+            f"sent {report.bytes_sent / 1e6:.1f} MB{_saved(report)}; device and server computed at the same "
+            f"time for {report.both_busy:.0%} of the streaming time",
+            _cost(report, nice=args.nice),
+        ]
     if report.evaluation is not None:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in report.evaluation.items())
         lines.append(f"held-out: {figures}")
@@ -68,6 +66,16 @@ def summary(report: Report, args: argparse.Namespace) -> str:
         return "\n".join([*lines, f"next: {_pull_command(report, args)}"])
     lines += [f"saved to {report.output}", f"next: {_next_command(args)}"]
     return "\n".join(lines)
+
+
+def _cost(report: Report, *, nice: bool) -> str:
+    rested = "" if not report.device_rested else f"; it rested for {report.device_rested:.1f} s"
+    how = ", on one thread at a low priority" if nice else ""
+    return (
+        f"a sample cost this device {1e3 * report.device_busy / report.samples:.1f} ms of computing "
+        f"and {report.bytes_sent / report.samples / 1e3:.1f} kB of sending, in all "
+        f"{report.device_busy:.1f} s of computing{how}{rested}"
+    )
 
 
 def _saved(report: Report) -> str:

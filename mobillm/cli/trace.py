@@ -129,7 +129,12 @@ def _plot(args: argparse.Namespace) -> int:
     out = args.out or args.file.with_suffix(".png")
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError("out", str(out), "a name that ends in .png, .svg or .pdf")
+    if out.exists() and out.samefile(args.file):
+        raise ConfigError("out", str(out), "another file than the trace, which it would overwrite")
     start = summarize(timeline).start if args.start is None else args.start
+    end = max((span.end for span in timeline.spans), default=0.0)
+    if start >= end:
+        raise ConfigError("start", start, f"a second before the end of the trace, {end:.2f}")
     say("loading matplotlib ...")
     from .trace_plot import draw
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, DataError, ModelError
 from ..nn.ending import common_ending
 from ..nn.heads import FrozenHead, export_lm_head
 from ..nn.sidetuned import SideConfig, save_side
@@ -250,7 +250,10 @@ async def finetune_async(
         resume.clear()
     path = options.get("trace")
     if path is not None:
-        trace.write(path)
+        try:
+            trace.write(path)
+        except DataError as error:  # no reason to keep the result from whoever waited for it
+            report = dataclasses.replace(report, trace_error=str(error))
     on_progress(watch.progress("done", job.samples, job.steps))
     return report
 

@@ -79,6 +79,7 @@ class Report:
         losses: connections that were lost and made again.
         evaluation: figures of the held-out part, computed by the server; None without one.
         output: directory of the result; None when it was not saved.
+        trace_error: why the trace could not be written; None when it was, or was not asked for.
 
     """
 
@@ -99,6 +100,7 @@ class Report:
     losses: int
     evaluation: dict[str, float] | None
     output: str | None
+    trace_error: str | None = None
 
 
 class Watch:

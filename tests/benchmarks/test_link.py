@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -11,10 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from benchmarks.link import AHEAD, Bucket, Relay, Shape, parse_rate, parse_seconds
+from benchmarks import child, link
+from benchmarks.link import AHEAD, Bucket, Relay, Shape, parse_rate, parse_seconds, relayed
 from mobillm.transport import Address
 from tests.conftest import Run
 
@@ -23,25 +27,35 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     ("text", "rate"),
-    [("10mbit", 1.25e6), ("2.5Mbit", 312500.0), ("64kbit", 8000.0), ("8bit", 1.0), ("0", 0.0)],
+    [
+        ("10mbit", 1.25e6),
+        ("2.5Mbit", 312500.0),
+        ("64kbit", 8000.0),
+        ("8000bit", 1000.0),
+        ("0", 0.0),
+        ("0bit", 0.0),
+    ],
 )
 def test_rates(text: str, rate: float) -> None:
     """Rates are written as tc writes them, in bits; the emulator counts bytes."""
     assert parse_rate(text) == rate
 
 
-@pytest.mark.parametrize("text", ["10", "fast", "-1mbit", "10mb", ""])
+@pytest.mark.parametrize(
+    "text", ["10", "fast", "-1mbit", "10mb", "", "999bit", "101gbit", "1e9mbit", "9" * 400]
+)
 def test_no_rate(text: str) -> None:
-    """A number without a unit could be bits or bytes: it is refused."""
-    with pytest.raises(ValueError, match="10mbit"):
+    """A number without a unit could be bits or bytes: it is refused, as is what no link has."""
+    with pytest.raises(argparse.ArgumentTypeError, match=r"1kbit to 100gbit, in bit, .* such as 10mbit"):
         parse_rate(text)
 
 
 def test_times() -> None:
     """Milliseconds and seconds."""
     assert (parse_seconds("50ms"), parse_seconds("0.2s")) == (0.05, 0.2)
-    with pytest.raises(ValueError, match="50ms"):
-        parse_seconds("50")
+    for text in ("50", "61s"):
+        with pytest.raises(argparse.ArgumentTypeError, match="0s to 60s, in ms or s such as 50ms"):
+            parse_seconds(text)
 
 
 def test_bucket_keeps_its_rate_when_it_is_late() -> None:
@@ -143,7 +157,9 @@ def test_relay_as_a_process() -> None:
     """The command says where it listens, refuses what it cannot reach, and reports at its end."""
     command = [sys.executable, "-m", "benchmarks.link", "--to", "127.0.0.1:1", "--rate", "1mbit", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         port = int(json.loads(process.stdout.readline())["address"].rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10.0) as sock:
@@ -152,6 +168,52 @@ def test_relay_as_a_process() -> None:
             except ConnectionResetError:
                 pass  # the same, seen earlier
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=10)
+    assert errors == "cannot reach 127.0.0.1:1: Connection refused\n"
     assert json.loads(output)["connections"][0]["down"] == 0
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--rate", "10"], "1kbit to 100gbit"),
+        (["--rtt", "10"], "0s to 60s"),
+        (["--to", "127.0.0.1:0"], "has the port 0"),
+        (["--to", "127.0.0.1:port"], "expected HOST:PORT"),
+        (["--core", "4096"], "none of this machine's cores"),
+        (["--core", "first"], "none of this machine's cores"),
+    ],
+)
+def test_what_is_wrong(capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str) -> None:
+    """Each argument says what it may be."""
+    with pytest.raises(SystemExit) as ended:
+        link.main(["--to", "127.0.0.1:7707", *arguments])
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_where_it_cannot_listen(capsys: pytest.CaptureFixture[str]) -> None:
+    """A port that is taken, and a host that is not known, are one line each."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert link.main(["--to", "127.0.0.1:7707", "--listen", f"127.0.0.1:{port}"]) == 1
+    assert capsys.readouterr().err == f"cannot listen at 127.0.0.1:{port}: Address already in use\n"
+    assert link.main(["--to", "127.0.0.1:7707", "--listen", "nowhere.invalid:1"]) == 1
+    assert capsys.readouterr().err.startswith("cannot listen at nowhere.invalid:1: ")
+
+
+def test_a_link_that_ended_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever killed it, that is what is said when its figures are asked for."""
+    started: list[subprocess.Popen[str]] = []
+    start = child.start
+
+    def note(arguments: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+        started.append(start(arguments, **options))
+        return started[0]
+
+    monkeypatch.setattr(child, "start", note)
+    with relayed(Address("127.0.0.1", 1), Shape()) as (_, stop):
+        started[0].kill()
+        with pytest.raises(RuntimeError, match="ended by itself, with the status -9"):
+            stop()

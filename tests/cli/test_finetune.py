@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from mobillm.cli import finetune, main
+from mobillm.cli.finetune_specs import codec
+from mobillm.device.progress import Report
 from mobillm.spec import CodecSpec
 from tests.cli.commands import RunningServer, fails
 
@@ -97,7 +99,7 @@ def test_widths(options: dict[str, Any], expected: CodecSpec) -> None:
     defaults = dict.fromkeys(("format", "block", "equalize", "bits", "min_bits", "max_bits"))
     if "bits" in options:
         options = {**options, "bits": finetune._bits(options["bits"])}
-    assert finetune._codec(argparse.Namespace(**(defaults | options))) == expected
+    assert codec(argparse.Namespace(**(defaults | options))) == expected
 
 
 def test_adaptive_width(
@@ -226,6 +228,32 @@ def test_bad_surroundings(
     assert "choose another path" in fails(capsys, *arguments, "--out", str(tmp_path / "file"))
 
 
+def test_a_run_that_had_nothing_left_to_send() -> None:
+    """It gives no figures of a sample: none went through the model."""
+    report = Report(
+        session="0" * 32,
+        steps=6,
+        loss=0.5,
+        detached=False,
+        samples=0,
+        tokens=0,
+        seconds=1.0,
+        stream_seconds=0.0,
+        bytes_sent=300,
+        bytes_fp16=0,
+        device_busy=0.0,
+        server_busy=0.0,
+        both_busy=0.0,
+        losses=0,
+        evaluation=None,
+        output="side",
+    )
+    args = argparse.Namespace(model="m", out="side", dtype="bfloat16", heldout=None, task="classification")
+    lines = finetune._summary(report, args).splitlines()
+    assert "an earlier run had sent all samples" in lines[0]
+    assert lines[1] == "saved to side"
+
+
 def test_tail(
     model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +273,20 @@ def test_tail(
     assert "holds a side network already" in fails(capsys, *again)
 
 
+def test_a_trace_that_cannot_be_written_at_the_end(
+    model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The result is saved and said to be, with the next command; then comes the error, and the status 1."""
+    trace = tmp_path / "trace.json"
+    trace.symlink_to("/dev/full")
+    assert main([*_arguments(model, data, server, tmp_path / "side"), "--trace", str(trace)]) == 1
+    out, err = capsys.readouterr()
+    assert f"saved to {tmp_path / 'side'}\nnext: mobillm predict" in out
+    assert err.splitlines()[-1].startswith(
+        f"mobillm: error: the trace {trace} cannot be written: No space left on device"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -253,9 +295,23 @@ def test_tail(
             ["--side-kind", "tail", "--task", "causal-lm"],
             "expected ladder or parallel for --task",
         ),
+        (["--side-kind", "head", "--task", "causal-lm"], "expected ladder or parallel for --task causal-lm"),
+        (["--tokens", "loss"], "--tokens is 'loss'; expected all or last for --task classification"),
+        (["--tokens", "last", "--task", "causal-lm"], "--tokens is 'last'; expected all or loss for --task"),
+        (
+            ["--tokens", "loss", "--task", "causal-lm"],
+            "--side-kind is 'ladder'; expected parallel for --tokens loss: attention",
+        ),
+        (["--tokens", "last"], "--side-kind is 'ladder'; expected parallel or head for --tokens last"),
+        (
+            ["--tokens", "last", "--side-kind", "head", "--side-pool", "mean"],
+            "--side-pool is 'mean'; expected last for --tokens last",
+        ),
+        (["--trace", "/dev"], "--trace is '/dev'; expected a file that can be written (Is a directory)"),
+        (["--trace", "/dev/null/trace"], "expected a file that can be written (File exists)"),
     ],
 )
-def test_tail_options(
+def test_options_that_do_not_go_together(
     options: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What does not go together is refused before anything is loaded."""

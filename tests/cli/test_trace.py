@@ -65,4 +65,9 @@ def test_what_is_wrong(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace.with_name("other").write_text("{}")
     assert "--trace" in fails(capsys, "trace", "summary", str(trace.with_name("other")))
     assert ".png, .svg or .pdf" in fails(capsys, "trace", "plot", str(trace), "--out", "x.bmp", status=2)
+    text = fails(capsys, "trace", "plot", str(trace), "--start", "100", status=2)
+    assert "--start is 100.0; expected a second before the end of the trace, 5." in text
+    picture = trace.rename(trace.with_suffix(".png"))
+    assert "another file than the trace" in fails(capsys, "trace", "plot", str(picture), status=2)
+    picture.rename(trace)
     assert "no number of seconds" in fails(capsys, "trace", "plot", str(trace), "--start", "-1", status=2)

@@ -1,0 +1,106 @@
+"""What the options of ``mobillm finetune`` say of the side network, the optimizer and the packing."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from ..errors import ConfigError
+from ..formats import Format
+from ..spec import CodecSpec, OptimizerSpec, SideSpec
+
+__all__ = ["MAX_BITS", "MIN_BITS", "codec", "settle_kind", "specs"]
+
+MIN_BITS, MAX_BITS = 3, 8  # of --bits auto: 3 bits cost little accuracy, see benchmarks/LOG.md
+
+
+def specs(args: argparse.Namespace) -> tuple[SideSpec, OptimizerSpec, CodecSpec]:
+    """Return what is trained, how, and how taps are packed.
+
+    Raises:
+        ConfigError: an option is out of range, or would have no effect.
+
+    """
+    side = SideSpec(
+        kind=args.side_kind,
+        width=args.side_width,
+        heads=args.side_heads,
+        dropout=args.side_dropout,
+        pool=args.side_pool,
+        rank=SideSpec().rank if args.side_rank is None else args.side_rank,
+    )
+    optimizer = OptimizerSpec(
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        schedule=args.schedule,
+        warmup=args.warmup,
+        clip=args.clip,
+        ema=args.ema,
+    )
+    return side, optimizer, dataclasses.replace(codec(args), compression=args.compression)
+
+
+def settle_kind(args: argparse.Namespace) -> None:
+    """Settle what depends on the kind of side network.
+
+    Raises:
+        ConfigError: an option does not go with it.
+
+    """
+    tail = args.side_kind == "tail"
+    if args.side_rank is not None and not tail:
+        raise ConfigError("side_rank", args.side_rank, "to be given with --side-kind tail only")
+    if args.taps is None:
+        args.taps = "third" if tail else "every:4"
+    if args.task == "causal-lm" and args.side_kind not in ("ladder", "parallel"):
+        raise ConfigError("side_kind", args.side_kind, "ladder or parallel for --task causal-lm")
+    if args.tokens != "all":
+        _check_tokens(args)
+    if not tail:
+        return
+    if args.dtype in ("int8", "int4"):
+        raise ConfigError("dtype", args.dtype, "bfloat16, float16 or float32 with --side-kind tail")
+    # Of the layers above the tap none has to be in memory, then.
+    args.stream_weights = True
+
+
+def _check_tokens(args: argparse.Namespace) -> None:
+    """Refuse a choice of tokens that the task or the side network cannot do with."""
+    fitting, kinds = ("loss", ["parallel"]) if args.task == "causal-lm" else ("last", ["parallel", "head"])
+    if args.tokens != fitting:
+        raise ConfigError("tokens", args.tokens, f"all or {fitting} for --task {args.task}")
+    if args.side_kind not in kinds:
+        alone = f"{' or '.join(kinds)} for --tokens {args.tokens}: attention needs the tokens left out"
+        raise ConfigError("side_kind", args.side_kind, alone)
+    if args.tokens == "last" and args.side_pool != "last":
+        raise ConfigError("side_pool", args.side_pool, "last for --tokens last")
+
+
+def codec(args: argparse.Namespace) -> CodecSpec:
+    """Return how taps are packed.
+
+    Raises:
+        ConfigError: an option is out of range, or would have no effect.
+
+    """
+    default = CodecSpec()
+    block = default.block if args.block is None else args.block
+    equalize = default.equalize if args.equalize is None else args.equalize
+    for name in ("min_bits", "max_bits"):
+        if getattr(args, name) is not None and args.bits != ():
+            raise ConfigError(name, getattr(args, name), "to be given with --bits auto only")
+    if args.bits is None:
+        name = args.format or default.format
+        if not Format.parse(name).is_block and (args.block is not None or args.equalize):
+            with_it = "--block" if args.block is not None else "--equalize"
+            raise ConfigError("format", name, f"a format with blocks, which {with_it} is for")
+        return CodecSpec(format=name, block=block, equalize=equalize)
+    low = MIN_BITS if args.min_bits is None else args.min_bits
+    high = MAX_BITS if args.max_bits is None else args.max_bits
+    widths = args.bits or tuple(range(low, high + 1))
+    if not widths:
+        raise ConfigError("min_bits", low, f"at most --max-bits = {high}")
+    # The width to begin with, until the link was measured: that of the default, or the nearest to it.
+    first = min(widths, key=lambda bits: abs(bits - Format.parse(default.format).bits))
+    several = widths if len(widths) > 1 else ()
+    return CodecSpec(format=f"asym{first}", block=block, equalize=equalize, bits=several)

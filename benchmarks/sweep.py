@@ -195,14 +195,15 @@ def _bits(text: str) -> tuple[int, ...]:
 
 def _rates(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(sorted({float(word) for word in text.split(",")}))
+        found = sorted({float(word) for word in text.split(",")})
     except ValueError:
-        found = ()
+        found = []
     if not found or not all(LEAST_RATE <= rate * 1e6 <= MOST_RATE for rate in found):
         raise argparse.ArgumentTypeError(
             f"{text[:40]!r} is no list of Mbit/s from 0.001 to 100000, such as 5,20"
         )
-    return found
+    # As whole numbers where they are: a point has the same name in every sweep.
+    return tuple(int(rate) if rate.is_integer() else rate for rate in found)
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:

@@ -24,6 +24,7 @@ import torch
 import mobillm
 from benchmarks.baselines import MAX_LENGTH
 from benchmarks.glue import GLUE
+from benchmarks.harness import interruptible
 from benchmarks.rig import DEVICE_CORE, server
 from mobillm.device.batches import make_batches
 from mobillm.device.dataset import Example
@@ -93,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {DEVICE_CORE})
-    print(json.dumps(run(args)), flush=True)
+    with interruptible():
+        print(json.dumps(run(args)), flush=True)
     return 0
 
 

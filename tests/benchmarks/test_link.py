@@ -181,8 +181,8 @@ def test_relay_as_a_process() -> None:
         (["--rtt", "10"], "0s to 60s"),
         (["--to", "127.0.0.1:0"], "has the port 0"),
         (["--to", "127.0.0.1:port"], "expected HOST:PORT"),
-        (["--core", "4096"], "none of this machine's cores"),
-        (["--core", "first"], "none of this machine's cores"),
+        (["--core", "4095"], "none of this machine's cores, 0 to "),
+        (["--core", "first"], "no integer from 0 to 4095"),
     ],
 )
 def test_what_is_wrong(capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str) -> None:
@@ -217,3 +217,14 @@ def test_a_link_that_ended_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         started[0].kill()
         with pytest.raises(RuntimeError, match="ended by itself, with the status -9"):
             stop()
+
+
+def test_a_core_that_the_caller_is_not_on() -> None:
+    """A process that is pinned to one core can put the link on another one."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:1])
+    try:
+        with relayed(Address("127.0.0.1", 1), Shape(), core=cores[-1]) as (_, stop):
+            assert stop() == {"connections": []}
+    finally:
+        os.sched_setaffinity(0, cores)

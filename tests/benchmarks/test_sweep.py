@@ -227,7 +227,7 @@ def test_a_grid_of_ones_own(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     bench = Bench()
     device(monkeypatch, bench)
     assert command("--bits", "4,2", "--rates", "2.5,20", "--out", str(tmp_path)) == 0
-    assert bench.ran == [Point(bits=bits, rate=rate).key for bits in (2, 4) for rate in (2.5, 20.0)]
+    assert bench.ran == [Point(bits=bits, rate=rate).key for bits in (2, 4) for rate in (2.5, 20)]
     for wrong in (["--bits", "5"], ["--bits", "4,4"], ["--rates", "0"], ["--rates", "x"], ["--rates", "nan"]):
         assert command(*wrong, "--out", str(tmp_path)) == 2
     assert command("--quick", "--bits", "4", "--out", str(tmp_path)) == 2

@@ -7,7 +7,8 @@
     ├── DataError (ValueError)              a data file cannot be used
     ├── ModelError (ValueError)             a backbone or a side network cannot be used
     ├── QuantizationError (ValueError)      values that the chosen format cannot carry
-    ├── StorageError (OSError)              the server's files are damaged or cannot be written
+    ├── StorageError (OSError)              the server's files cannot be read or written
+    │   └── DamageError                     they are damaged or gone: a person has to mend them
     ├── EngineError                         the server has nowhere to train a session now
     ├── ProtocolError                       code
     │   ├── LocalProtocolError              we asked for an illegal thing; state is unchanged
@@ -30,6 +31,7 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionClosedError",
     "ConnectionClosedOK",
+    "DamageError",
     "DataError",
     "EngineError",
     "ErrorCode",
@@ -186,7 +188,11 @@ class QuantizationError(MobiLLMError, ValueError):
 
 
 class StorageError(MobiLLMError, OSError):
-    """A checkpoint, activation log or blob of the server is damaged or cannot be written."""
+    """A checkpoint, activation log or blob of the server cannot be read or written."""
+
+
+class DamageError(StorageError):
+    """A file of the server is damaged or gone; it stays so until a person has mended it."""
 
 
 class EngineError(MobiLLMError):

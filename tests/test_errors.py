@@ -15,6 +15,7 @@ from mobillm.errors import (
     ConnectionClosed,
     ConnectionClosedError,
     ConnectionClosedOK,
+    DamageError,
     DataError,
     EngineError,
     ErrorCode,
@@ -37,6 +38,7 @@ EXAMPLES: list[tuple[MobiLLMError, str]] = [
     (DataError("row 3 has no label"), "row 3 has no label"),
     (ModelError("no layers"), "no layers"),
     (StorageError("disk is full"), "disk is full"),
+    (DamageError("batch 3 is damaged"), "batch 3 is damaged"),
     (EngineError("no node has room"), "no node has room"),
     (QuantizationError("is not finite", (2, 3), 1.5), "value 1.5 at [2, 3]: is not finite"),
     (QuantizationError("is too large", (0,), 9.0, "tap 1"), "tap 1 value 9.0 at [0]: is too large"),
@@ -72,7 +74,7 @@ def test_every_error_is_listed_and_derives_from_the_base() -> None:
     classes = [
         value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)
     ]
-    assert len(classes) == 15
+    assert len(classes) == 16
     assert all(issubclass(cls, MobiLLMError) for cls in classes)
     assert {type(exc) for exc, _ in EXAMPLES} == set(classes) - {MobiLLMError}
 
@@ -85,6 +87,7 @@ def test_every_error_is_listed_and_derives_from_the_base() -> None:
         (ModelError, ValueError),
         (QuantizationError, ValueError),
         (StorageError, OSError),
+        (DamageError, StorageError),
         (LocalProtocolError, ProtocolError),
         (RemoteProtocolError, ProtocolError),
         (ConnectionClosedOK, ConnectionClosed),

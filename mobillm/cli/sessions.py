@@ -127,13 +127,13 @@ def _list(args: argparse.Namespace) -> int:
 def _cells(one: dict[str, Any]) -> list[str]:
     return [
         one["session"],
-        _plain(one["tenant"]),
+        _plain(one["tenant"] or "-"),
         one["state"] + (" *" if one["attached"] else ""),
         _part(one["steps"], one["total_steps"]),
         _part(one["epoch"], one["epochs"]),
         "-" if one["loss"] is None else f"{one['loss']:.4f}",
-        _bytes(one["log_bytes"]),
-        _age(time.time() - one["created"]),
+        "-" if one["log_bytes"] is None else _bytes(one["log_bytes"]),
+        "-" if one["created"] is None else _age(time.time() - one["created"]),
     ]
 
 

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Callable
 
+from ..errors import ConfigError, DataError
 from ..nn.saved import save_side
 from ..options import Limits, Timeouts
 from .client import Client, connect
@@ -70,7 +71,7 @@ async def pull_async(
         on_progress: called about five times a second; None calls nobody.
 
     Raises:
-        DataError: no result is waited for in ``output``.
+        DataError: no result is waited for in ``output``, or the server has lost a blob of the session.
         HandshakeError: the server refused the connection; the token is wrong, say.
         RemoteError: the server has no such session, or the session failed.
         ConnectionClosed: there is no server, or the connection was lost for too long.
@@ -89,7 +90,13 @@ async def pull_async(
     )
     reporter = asyncio.create_task(_report(uplink, start, on_progress or (lambda progress: None)))
     try:
-        await uplink.start()
+        try:
+            await uplink.start()
+        except ConfigError as exc:
+            raise DataError(
+                f"the server has lost weights that session {pending.session.hex()} needs (SHA-256 "
+                f"{exc.value}); have its owner restore them from a backup, or run 'mobillm finetune' again"
+            ) from exc
         finished = await uplink.wait_finished()
         evaluation = None
         if pending.heldout:

@@ -46,7 +46,7 @@ from .memory import Memory, check_step
 from .meter import Meter
 from .observer import Observer
 from .quota import Quota
-from .refusal import plain, refusal
+from .refusal import plain, refusal, storage
 from .session import NOWHERE, Session
 from .training import SPAN_RECEIVE
 
@@ -178,8 +178,7 @@ class Attachment(Observer):
             elif isinstance(message, Pull):
                 self._answer(self._send_weights)
         except StorageError as exc:
-            logger.error("! session %s: %s", self.session.id.hex(), exc)
-            self.fail(ErrorCode.STORAGE_FULL, "the server cannot store this session's data")
+            self.fail_storage(exc, "the server cannot store this session's data")
         except EngineError:
             self.fail(ErrorCode.SERVER_BUSY, NOWHERE)
         except ConnectionClosed:
@@ -308,8 +307,7 @@ class Attachment(Observer):
         except ConnectionClosed:
             pass  # nobody is left to answer
         except StorageError as exc:
-            logger.error("! session %s: %s", self.session.id.hex(), exc)
-            self.fail(ErrorCode.STORAGE_FULL, "the server cannot read this session's data")
+            self.fail_storage(exc, "the server cannot read this session's data")
         except EngineError:
             self.fail(ErrorCode.SERVER_BUSY, NOWHERE)
         except MobiLLMError as exc:
@@ -366,10 +364,16 @@ class Attachment(Observer):
         """Send FINISHED."""
         self._post(Finished(stream=self.stream, steps=finished.steps, loss=finished.loss))
 
-    def fail(self, code: ErrorCode, text: str) -> None:
+    def fail(self, code: ErrorCode, text: str, *, again: bool = True) -> None:
         """End the stream with an error; the session itself stays."""
-        self._post(refusal(self.stream, code, text))
+        self._post(refusal(self.stream, code, text, again=again))
         self.active = False
+
+    def fail_storage(self, exc: StorageError, text: str) -> None:
+        """End the stream because of the server's files, of which the log says more than ``text``."""
+        logger.error("! session %s: %s", self.session.id.hex(), exc)
+        code, text, again = storage(exc, self.session.id, text)
+        self.fail(code, text, again=again)
 
     def _post(self, message: Message) -> None:
         if self.active and self._connection.is_open:

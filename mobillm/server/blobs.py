@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-from ..errors import ConfigError, StorageError
+from ..errors import ConfigError, DamageError, StorageError
 from ..protocol import Blob
 from ..spec import SessionSpec
 from .files import sync_directory
@@ -54,19 +54,37 @@ class BlobReader:
         """Tell whether the blob is there."""
         return self.path(digest).is_file()
 
+    def check(self, digest: bytes) -> None:
+        """Check that a blob is there.
+
+        Raises:
+            DamageError: it is not.
+
+        """
+        if not self.has(digest):
+            raise DamageError(
+                f"{self.path(digest)} is gone; restore it from a backup, or start the device's run again, "
+                "which uploads it"
+            )
+
     def read(self, digest: bytes) -> bytes:
         """Return a blob.
 
         Raises:
-            StorageError: it is not there, or its content does not have its digest.
+            DamageError: it is not there, or its content does not have its digest.
+            StorageError: it cannot be read.
 
         """
+        self.check(digest)
         try:
             data = self.path(digest).read_bytes()
         except OSError as exc:
             raise StorageError(f"blob {digest.hex()} cannot be read: {exc.strerror}") from exc
         if hashlib.sha256(data).digest() != digest:
-            raise StorageError(f"{self.path(digest)} is damaged; delete it, devices upload it again")
+            raise DamageError(
+                f"{self.path(digest)} is damaged; restore it from a backup, or delete it and start the "
+                "device's run again, which uploads it"
+            )
         return data
 
     def read_all(self, digests: Iterable[str]) -> dict[str, bytes]:

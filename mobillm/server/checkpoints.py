@@ -7,7 +7,7 @@ import logging
 import pathlib
 import re
 
-from ..errors import StorageError
+from ..errors import DamageError
 from .files import replace_file
 
 __all__ = ["Checkpoints"]
@@ -47,7 +47,7 @@ class Checkpoints:
         """Return the newest checkpoint that is not damaged; None when there never was one.
 
         Raises:
-            StorageError: there are checkpoints, and all are damaged.
+            DamageError: there are checkpoints, and all are damaged.
 
         """
         paths = self._paths()
@@ -62,10 +62,18 @@ class Checkpoints:
                 return data
             logger.error("! %s is damaged; an older checkpoint is tried", path)
         if paths:
-            raise StorageError(f"no checkpoint in {self.directory} is intact; restore one from a backup")
+            raise DamageError(
+                f"no checkpoint in {self.directory} is intact; restore one from a backup or delete the "
+                "session"
+            )
         return None
 
     def _paths(self) -> list[pathlib.Path]:
         """Return the checkpoints' paths, newest first."""
-        found = [path for path in self.directory.iterdir() if NAME.fullmatch(path.name)]
+        try:
+            found = [path for path in self.directory.iterdir() if NAME.fullmatch(path.name)]
+        except FileNotFoundError as exc:
+            raise DamageError(
+                f"{self.directory} is gone; restore it from a backup or delete the session"
+            ) from exc
         return sorted(found, reverse=True)

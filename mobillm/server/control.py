@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import ConfigError, MobiLLMError
 from .gateway import Gateway
 from .session import Session
-from .summary import state_of, summarise
+from .summary import state_of, summarise, unreadable
 
 __all__ = ["SOCKET", "Control"]
 
@@ -121,24 +121,37 @@ class Control:
             logger.exception("! control: %s failed", request["command"])
             return {"error": "the server failed; its log says why"}, b""
 
-    def _find(self, request: dict[str, Any]) -> Session:
-        """Return the session that a request names by its first digits."""
+    def _name(self, request: dict[str, Any]) -> bytes:
+        """Return the name of which a request has the first digits."""
         name = str(request.get("session", "")).lower()
-        found = [one for one in self._gateway.sessions.values() if one.id.hex().startswith(name)]
+        known = (*self._gateway.sessions, *self._gateway.unreadable)
+        found = [one for one in known if one.hex().startswith(name)]
         if not name or not found:
             raise ConfigError("session", name or "missing", "a session of 'mobillm sessions list'")
         if len(found) > 1:
             raise ConfigError("session", name, f"more digits; {len(found)} sessions begin so")
         return found[0]
 
+    def _find(self, request: dict[str, Any]) -> Session:
+        """Return the session that a request names."""
+        name = self._name(request)
+        if name in self._gateway.unreadable:
+            raise ConfigError("session", f"{name.hex()}, failed", "one that can be read; delete this one")
+        return self._gateway.sessions[name]
+
     def _summary(self, session: Session) -> dict[str, Any]:
         return summarise(session, attached=self._gateway.is_attached(session))
 
     async def _list(self, request: dict[str, Any]) -> _Answer:
-        return {"sessions": [self._summary(one) for one in self._gateway.sessions.values()]}, b""
+        found = [self._summary(one) for one in self._gateway.sessions.values()]
+        lost = [unreadable(name, failure) for name, failure in self._gateway.unreadable.items()]
+        return {"sessions": found + lost}, b""
 
     async def _show(self, request: dict[str, Any]) -> _Answer:
-        session = self._find(request)
+        name = self._name(request)
+        if name in self._gateway.unreadable:
+            return unreadable(name, self._gateway.unreadable[name]) | {"spec": {}}, b""
+        session = self._gateway.sessions[name]
         return self._summary(session) | {"spec": session.spec.to_map()}, b""
 
     async def _cancel(self, request: dict[str, Any]) -> _Answer:
@@ -150,7 +163,13 @@ class Control:
         return self._summary(session), b""
 
     async def _delete(self, request: dict[str, Any]) -> _Answer:
-        session = self._find(request)
+        name = self._name(request)
+        if name in self._gateway.unreadable:
+            summary = unreadable(name, self._gateway.unreadable[name])
+            await self._gateway.forget(name)
+            logger.info("= session %s deleted by the operator", name.hex())
+            return summary, b""
+        session = self._gateway.sessions[name]
         if not session.ended and not request.get("force"):
             text = "one that has ended; cancel it first, or give --force"
             raise ConfigError("session", f"{session.id.hex()}, {state_of(session)}", text)

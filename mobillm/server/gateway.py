@@ -22,7 +22,7 @@ from .memory import Memory
 from .meter import Meter
 from .pace import Pace
 from .quota import Quota
-from .refusal import plain, plain_spec, refusal
+from .refusal import plain, plain_spec, refusal, storage
 from .registry import Registry, SessionRecord
 from .session import NOWHERE, Session
 from .store import SessionStore
@@ -52,6 +52,7 @@ class Gateway:
 
     Attributes:
         sessions: all of them, by id.
+        unreadable: why a session that the registry lists cannot be read from it, by id.
         connections: how many are logged in now.
         workers: the server's threads.
         engine: trains the sessions.
@@ -80,7 +81,7 @@ class Gateway:
         self._meter = meter or Meter()
         self.connections = 0
         self.sessions: dict[bytes, Session] = {}
-        self._unreadable: set[bytes] = set()  # known to the registry, but their files could not be read
+        self.unreadable: dict[bytes, str] = {}
         self._loading = asyncio.Lock()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = DirectoryLock(directory)
@@ -114,18 +115,29 @@ class Gateway:
             try:
                 session = await self.workers.write(self._load, session_id)
                 self._add(session)
-                if session.last is not None and not session.ended:
+                if session.finished is not None:
+                    self._check_blobs(session)
+                if session.failed:
+                    logger.error("! session %s is left alone: %s", session.id.hex(), session.failure)
+                elif session.last is not None and not session.ended:
                     begun.append(self._begin(session))
             except (MobiLLMError, ValueError, OSError) as exc:
                 logger.error("! session %s is left alone: %s", session_id.hex(), exc)
-                if session_id not in self.sessions:
-                    self._unreadable.add(session_id)
+                self.unreadable[session_id] = str(exc)
         if begun:
             await asyncio.wait(begun, timeout=BEGIN)
         names = {session_id.hex() for session_id in known}
         for path in await self.workers.write(lambda: sorted(self._directory.iterdir())):
             if path.name not in names:
                 logger.error("! %s is left alone: the registry has no such session", path)
+
+    def _check_blobs(self, session: Session) -> None:
+        """Have a finished session, which nothing is asked of yet, say that it lacks a blob."""
+        try:
+            for digest in session.spec.blobs:
+                self._blobs.check(bytes.fromhex(digest))
+        except StorageError as exc:
+            session.failure = str(exc)
 
     def _begin(self, session: Session) -> asyncio.Task[None]:
         """Start a session that needs no device; say it if that fails."""
@@ -183,20 +195,16 @@ class Gateway:
         return Session(store, self.workers, self.engine, self._meter, self._pace)
 
     async def _load_again(self, session_id: bytes) -> None:
-        """Load a session if it could not be read before: the operator may have mended it.
+        """Load a session if it could not be read before: the operator may have mended the registry.
 
         Raises:
             StorageError: it still cannot be read.
 
         """
         async with self._loading:
-            if session_id not in self._unreadable:
-                return
-            try:
+            if session_id in self.unreadable:
                 self._add(await self.workers.write(self._load, session_id))
-            except (ValueError, OSError) as exc:
-                raise StorageError(f"session {session_id.hex()} cannot be read: {exc}") from exc
-            self._unreadable.discard(session_id)
+                del self.unreadable[session_id]
 
     @property
     def attached(self) -> int:
@@ -224,6 +232,18 @@ class Gateway:
         await _ended(self._stalling.get(session.id))
         await session.cancel()
         await self.workers.write(session.store.delete)
+
+    async def forget(self, session_id: bytes) -> None:
+        """Delete what there is of a session that cannot be read.
+
+        Raises:
+            StorageError: the disk is full or broken.
+
+        """
+        async with self._loading:
+            if self.unreadable.pop(session_id, None) is not None:
+                store = SessionStore(self._directory / session_id.hex(), self._registry, session_id)
+                await self.workers.write(store.delete)
 
     async def export(self, session: Session) -> bytes:
         """Return a session's weights as they are now, a safetensors file.
@@ -336,10 +356,8 @@ class Gateway:
                 session = await self._find(tenant, message, connection.endpoint.caps)
         except StorageError as exc:
             logger.error("! %s", exc)
-            text = "the server cannot store a session"
-            if message.session is not None:
-                text = "the server cannot read this session's data"
-            connection.post(refusal(message.stream, ErrorCode.STORAGE_FULL, text))
+            code, text, again = storage(exc, message.session or b"", "the server cannot store a session")
+            connection.post(refusal(message.stream, code, text, again=again))
             return
         except ConfigError as exc:
             connection.post(refusal(message.stream, ErrorCode.SCHEMA_MISMATCH, plain_spec(exc)))
@@ -356,18 +374,19 @@ class Gateway:
         self, connection: Connection, stream: int, session: Session, streams: dict[int, Attachment]
     ) -> None:
         async with session.attaching:  # one after another, so that their numbers rise
-            await session.recover()
+            epoch = session.record.epoch
             try:
+                await session.recover()
                 epoch = await session.begin_epoch()
             except StorageError as exc:
                 logger.error("! session %s: %s", session.id.hex(), exc)
+                # Nothing of one that has ended changes any more, and its weights can still be pulled.
                 if not session.ended:
-                    text = "the server cannot store the attachment"
-                    connection.post(refusal(stream, ErrorCode.STORAGE_FULL, text))
+                    code, text, again = storage(
+                        exc, session.id, "the server cannot read or store this session's data"
+                    )
+                    connection.post(refusal(stream, code, text, again=again))
                     return
-                epoch = (
-                    session.record.epoch
-                )  # nothing of it changes any more, and its weights can still be pulled
             # The newest attachment wins: the device may have come back before its old link died.
             while (old := self._attachments.pop(session.id, None)) is not None:
                 old.fail(ErrorCode.SESSION_TAKEN_OVER, "the session was attached to another connection")
@@ -389,8 +408,7 @@ class Gateway:
         try:
             await attachment.start()
         except StorageError as exc:
-            logger.error("! session %s: %s", session.id.hex(), exc)
-            attachment.fail(ErrorCode.STORAGE_FULL, "the server cannot read this session's data")
+            attachment.fail_storage(exc, "the server cannot read this session's data")
         except EngineError:
             attachment.fail(ErrorCode.SERVER_BUSY, NOWHERE)
         except ConnectionClosed:

@@ -26,7 +26,7 @@ from typing import Any
 import crc32c
 import msgpack
 
-from ..errors import StorageError
+from ..errors import DamageError, StorageError
 from ..protocol import EQUALIZERS
 from .batch import Batch
 from .files import sync_directory
@@ -47,19 +47,25 @@ class ActivationLog(LogReader):
     """The log of one session; used by one thread at a time for appending, by any for reading.
 
     Args:
-        path: the file; made if there is none.
+        path: the file; made if there is none, and there need be none.
+        least: last batch that was durable for certain; a file that ends before it has lost some.
 
     Raises:
-        StorageError: the file is damaged before its last record.
+        DamageError: the file has lost durable records; it is left as it is.
+        StorageError: it cannot be opened.
 
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, least: int = 0) -> None:
         super().__init__(path)
+        self._least = least
         self._size = 0
         self._room = 0  # size of the file, with what is allocated ahead
+        flags = os.O_RDWR | os.O_CLOEXEC | (0 if least else os.O_CREAT)
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = os.open(path, flags, 0o600)
+        except FileNotFoundError as exc:
+            raise DamageError(f"{path} is gone; restore it from a backup or delete the session") from exc
         except OSError as exc:
             raise StorageError(f"{path} cannot be opened: {exc.strerror}") from exc
         try:
@@ -137,21 +143,27 @@ class ActivationLog(LogReader):
         while offset < total:
             entry = self._recover_record(offset, total)
             if entry is None:
-                torn = self._torn(offset, total)
-                if torn:
-                    logger.warning("! %s: %d bytes after batch %d are cut off", self.path, torn, self.last)
-                os.ftruncate(self._file, offset)
-                os.fsync(self._file)
                 break
             self.entries.append(entry)
             offset = entry.end
+        if self.last < self._least:
+            raise DamageError(
+                f"{self.path}: batch {self.last + 1}, at byte {offset}, is damaged or missing, but batch "
+                f"{self._least} was trained on; restore the file from a backup or delete the session"
+            )
+        if offset < total:
+            torn = self._torn(offset, total)
+            if torn:
+                logger.warning("! %s: %d bytes after batch %d are cut off", self.path, torn, self.last)
+            os.ftruncate(self._file, offset)
+            os.fsync(self._file)
         return offset
 
     def _torn(self, damaged: int, total: int) -> int:
         """Return how many bytes from a damaged record on are more than room; 0 when all of them are zeros.
 
         Raises:
-            StorageError: the record does not belong to the last group, which was never made durable.
+            DamageError: the record does not belong to the last group, which was never made durable.
 
         """
         with mmap.mmap(self._file, total, access=mmap.ACCESS_READ) as view:
@@ -159,9 +171,9 @@ class ActivationLog(LogReader):
             while found >= 0:
                 header = _parse_header(view[found : found + HEADER_SIZE])
                 if header is not None and damaged < header[6] <= found:
-                    raise StorageError(
-                        f"{self.path}: the record at byte {damaged} is damaged, and others follow it; "
-                        "restore the file from a backup or delete the session"
+                    raise DamageError(
+                        f"{self.path}: batch {self.last + 1}, at byte {damaged}, is damaged, and others "
+                        "follow it; restore the file from a backup or delete the session"
                     )
                 found = view.find(MAGIC, found + 1)
             return len(view[damaged:].rstrip(b"\0"))

@@ -188,7 +188,7 @@ class _Sessions(Collector):
         """Yield the gauges."""
         sessions = list(self._gateway.sessions.values())
         states = GaugeMetricFamily("mobillm_sessions", "Sessions by state", labels=["state"])
-        found = [state_of(session) for session in sessions]
+        found = [state_of(session) for session in sessions] + ["failed"] * len(self._gateway.unreadable)
         for state in STATES:
             states.add_metric([state], found.count(state))
         yield states

@@ -20,5 +20,5 @@ class Observer:
     def finish(self, finished: Finished) -> None:
         """Report that all epochs have been trained."""
 
-    def fail(self, code: ErrorCode, text: str) -> None:
-        """Report why the session cannot go on."""
+    def fail(self, code: ErrorCode, text: str, *, again: bool = True) -> None:
+        """Report why the session cannot go on, and whether it may when it is tried again."""

@@ -14,7 +14,7 @@ from typing import Any
 import crc32c
 import msgpack
 
-from ..errors import StorageError
+from ..errors import DamageError, StorageError
 from ..formats import Format
 from ..protocol import TensorHeader
 from .batch import Batch
@@ -85,7 +85,8 @@ class LogReader:
         The first read of a batch checks it; later ones, of which an epoch does many, trust that.
 
         Raises:
-            StorageError: the record is damaged, or the file cannot be read.
+            DamageError: the record is damaged.
+            StorageError: the file cannot be read.
 
         """
         view = self._view(entry.end)
@@ -94,7 +95,7 @@ class LogReader:
         if entry.seq not in self._checked:
             crc_meta = HEADER.unpack_from(view, entry.offset)[4]
             if crc32c.crc32c(meta) != crc_meta or crc32c.crc32c(payload) != entry.checksum:
-                raise StorageError(
+                raise DamageError(
                     f"{self.path}: batch {entry.seq} at byte {entry.offset} is damaged; restore the file "
                     "from a backup or delete the session"
                 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import ConfigError, ErrorCode, MobiLLMError
+from ..errors import ConfigError, DamageError, ErrorCode, MobiLLMError, StorageError
 from ..protocol import Error
 
-__all__ = ["plain", "plain_spec", "refusal"]
+__all__ = ["plain", "plain_spec", "refusal", "storage"]
 
 LONGEST_TEXT = 512  # characters, as the protocol allows
 LONGEST_VALUE = 64
@@ -24,7 +24,13 @@ RETRY_AFTER = {
 
 
 def refusal(
-    stream: int, code: ErrorCode, text: str, *, seq: int = 0, retry_after: float | None = None
+    stream: int,
+    code: ErrorCode,
+    text: str,
+    *,
+    seq: int = 0,
+    retry_after: float | None = None,
+    again: bool = True,
 ) -> Error:
     """Return the ERROR of a session or a batch.
 
@@ -34,10 +40,30 @@ def refusal(
         text: one sentence, cut to 512 characters.
         seq: the batch; 0 for the whole session.
         retry_after: seconds; None takes what is usual for the code.
+        again: whether the same request may ever succeed without a person's help.
 
     """
-    again = RETRY_AFTER.get(code) if retry_after is None else retry_after
-    return Error(stream=stream, seq=seq, code=code, text=text[:LONGEST_TEXT], retry_after=again)
+    if retry_after is None and again:
+        retry_after = RETRY_AFTER.get(code)
+    return Error(stream=stream, seq=seq, code=code, text=text[:LONGEST_TEXT], retry_after=retry_after)
+
+
+def storage(exc: StorageError, session: bytes, text: str) -> tuple[ErrorCode, str, bool]:
+    """Return code and text of an error of the server's files, and whether to try again; no path is told.
+
+    Args:
+        exc: what has happened.
+        session: whose files they are.
+        text: says what cannot be done now, if nothing is damaged.
+
+    """
+    if isinstance(exc, DamageError):
+        text = (
+            f"the server's files of session {session.hex()} are damaged; have the server's owner mend them "
+            "or delete the session ('mobillm sessions show' there says what is wrong)"
+        )
+        return ErrorCode.INTERNAL, text, False
+    return ErrorCode.STORAGE_FULL, text, True
 
 
 def plain(exc: MobiLLMError) -> str:

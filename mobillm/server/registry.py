@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Self
 
-from ..errors import ConfigError, StorageError
+from ..errors import ConfigError, DamageError, StorageError
 from ..protocol import Finished
 from ..spec import SessionSpec
 
@@ -233,7 +233,8 @@ class Registry:
         """Return what is known of a session.
 
         Raises:
-            StorageError: it is not there, or its row is damaged.
+            DamageError: its row is damaged.
+            StorageError: it is not there.
 
         """
         with self._explained():
@@ -261,7 +262,7 @@ class Registry:
                 delivered=delivered,
             )
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
-            raise StorageError(f"{self.path}: session {session.hex()} cannot be read: {exc}") from exc
+            raise DamageError(f"{self.path}: session {session.hex()} cannot be read: {exc}") from exc
 
     def delete_session(self, session: bytes) -> None:
         """Forget a session.

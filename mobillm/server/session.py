@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ConfigError, EngineError, ErrorCode, MobiLLMError, StorageError
+from ..errors import ConfigError, DamageError, EngineError, ErrorCode, MobiLLMError, ModelError, StorageError
 from ..protocol import Finished
 from .batch import Batch
 from .blobs import BlobReader
@@ -26,7 +26,7 @@ from .meter import Meter
 from .observer import Observer
 from .pace import Pace
 from .reader import Entry
-from .refusal import plain
+from .refusal import plain, storage
 from .store import SessionStore
 from .training import MAX_SKIPPED, SPAN_LOG, Span, Training
 from .workers import Workers
@@ -55,7 +55,7 @@ class Session:
         last: number of the last batch, once the device has said so.
         equalizers: those of the batches up to ``received``.
         finished: set when all epochs have been trained.
-        failed: whether writing or training has ended with an error.
+        failure: why it cannot go on as it is, for the operator; None while it can.
         observer: whom to tell; replaced at each attachment.
         on_finished: called when training is over, whether or not a device is attached.
         on_stalled: called when the engine has nowhere to go on training.
@@ -85,16 +85,9 @@ class Session:
         self._log: ActivationLog | None = None
         self._closed_size = store.log_size()  # while the log is not open
         self.held = 0
-        last = self.record.last
-        if self.ended:
-            # The result needs no log; it is opened when somebody asks for more.
-            self.last = last
-            self.received = self.durable = self.applied = last or 0
-        else:
-            self.received = self.durable = self.log.last
-            self.applied = 0
-            # A crash may have come between FINISH and the disk; then the device sends the rest again.
-            self.last = last if last is None or last <= self.received else None
+        self.last = self.record.last
+        self.received = self.durable = self.applied = 0
+        self.failure: str | None = None
         self.training: Training | None = None
         self.workers = workers
         self._meter = meter or Meter()
@@ -106,9 +99,31 @@ class Session:
         self._wake = asyncio.Condition()
         self._starting = asyncio.Lock()
         self.attaching = asyncio.Lock()
-        self.failed = False
         self._beginning: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        try:
+            self._reset()
+        except StorageError as exc:
+            self.failure = str(exc)
+
+    def _reset(self) -> None:
+        """Be where the disk is, whose files may have been mended since."""
+        self._close_log()
+        last = self.record.last
+        if self.ended:
+            # The result needs no log; it is opened when somebody asks for more.
+            self.last = last
+            self.received = self.durable = self.applied = last or 0
+            return
+        self.received = self.durable = self.log.last
+        self.applied = 0
+        # A crash may have come between FINISH and the disk; then the device sends the rest again.
+        self.last = last if last is None or last <= self.received else None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it cannot go on as it is; the next attachment tries again."""
+        return self.failure is not None
 
     @property
     def ended(self) -> bool:
@@ -120,7 +135,7 @@ class Session:
         """The activation log, opened on first use.
 
         Raises:
-            StorageError: it is damaged before its last record.
+            StorageError: as from :meth:`SessionStore.open_log`.
 
         """
         if self._log is None:
@@ -152,6 +167,7 @@ class Session:
             if self.record.cancelled:
                 raise ConfigError("session", "cancelled", "one that the server's owner has not cancelled")
             self.training = await self._begin(blobs)
+            self.failure = None
             # What the log holds beyond the checkpoint is trained on again, in the same order.
             if self.finished is None:
                 self._queue.extend(entry for entry in self.log.entries if entry.seq > self.applied)
@@ -174,23 +190,30 @@ class Session:
             logger.warning("! session %s: %s", self.id.hex(), exc)
             self.on_stalled()
             raise
+        except (ModelError, StorageError) as exc:
+            self.failure = str(exc)
+            raise
 
     async def recover(self) -> None:
-        """Go back to what the disk holds if writing or training has failed; :meth:`start` comes next."""
+        """Go back to what the disk holds if the session has failed; :meth:`start` comes next.
+
+        Raises:
+            StorageError: its files are still damaged.
+
+        """
         async with self._starting:
             if not self.failed:
                 return
             await self._cancel()
-            self.failed = False
             await self._drop()
             self._pending.clear()
             self._queue.clear()
             self.held = 0
-            self.received = self.durable = self.log.last
-            self.equalizers.load(self.log)
-            self.applied = 0
-            if self.last is not None and self.last > self.received:
-                self.last = None
+            try:
+                await self.workers.write(self._reset)
+            except StorageError as exc:
+                self.failure = str(exc)
+                raise
 
     async def _begin(self, blobs: BlobReader) -> Training:
         name, store = self.id.hex(), self.store
@@ -219,19 +242,15 @@ class Session:
         """Go on where a worker's checkpoint is, or from the start of the log if there was none."""
         if not worker.restored:
             if self.record.delivered is not None:
-                raise StorageError(
-                    f"{self.store.directory} has lost its checkpoints, and the log was deleted"
+                raise DamageError(
+                    f"{self.store.directory} has lost its checkpoints, and the log was deleted; restore one "
+                    "from a backup or delete the session"
                 )
             self.finished = None  # a result without weights is none: it is trained again from the log
             self.received = self.durable = self.log.last
             if self.last is not None and self.last > self.received:
                 self.last = None
         self.applied = worker.status.progress.applied
-        if self.finished is None and self.applied > self.log.last:
-            raise StorageError(
-                f"{self.log.path} ends at batch {self.log.last}, but batch {self.applied} was trained on: "
-                "it is damaged; restore it from a backup or delete the session"
-            )
 
     async def _guard(self, work: Callable[[], Any]) -> None:
         """Run a task's root; whatever ends it is told to the device."""
@@ -239,23 +258,24 @@ class Session:
             await work()
         except StorageError as exc:
             logger.error("! session %s: %s", self.id.hex(), exc)
-            self._fail(ErrorCode.STORAGE_FULL, "the server cannot store or read this session's data")
+            code, text, again = storage(exc, self.id, "the server cannot store or read this session's data")
+            self._fail(exc, code, text, again=again)
         except EngineError as exc:
             logger.warning("! session %s: %s", self.id.hex(), exc)
-            self._fail(ErrorCode.SERVER_BUSY, NOWHERE)
+            self._fail(exc, ErrorCode.SERVER_BUSY, NOWHERE)
             self.on_stalled()
         except MobiLLMError as exc:
             logger.error("! session %s: %s", self.id.hex(), exc)
             training = self.training
             skipped = training is not None and training.status.skipped >= MAX_SKIPPED
-            self._fail(ErrorCode.NON_FINITE if skipped else ErrorCode.SCHEMA_MISMATCH, plain(exc))
-        except Exception:
+            self._fail(exc, ErrorCode.NON_FINITE if skipped else ErrorCode.SCHEMA_MISMATCH, plain(exc))
+        except Exception as exc:
             logger.exception("! session %s failed", self.id.hex())
-            self._fail(ErrorCode.INTERNAL, "the server failed; its log says why")
+            self._fail(exc, ErrorCode.INTERNAL, "the server failed; its log says why")
 
-    def _fail(self, code: ErrorCode, text: str) -> None:
-        self.failed = True
-        self.observer.fail(code, text)
+    def _fail(self, exc: Exception, code: ErrorCode, text: str, *, again: bool = True) -> None:
+        self.failure = str(exc) or type(exc).__name__
+        self.observer.fail(code, text, again=again)
 
     # The device's side calls these.
 

@@ -11,6 +11,7 @@ from .checkpoints import Checkpoints
 from .files import sync_directory
 from .log import ActivationLog
 from .registry import Registry, SessionRecord
+from .trainer import applied_in
 
 __all__ = ["SessionStore"]
 
@@ -99,10 +100,12 @@ class SessionStore:
         """Open the activation log.
 
         Raises:
-            StorageError: it is damaged before its last record.
+            DamageError: it has lost batches that were durable, or all checkpoints are damaged.
+            StorageError: it cannot be opened.
 
         """
-        return ActivationLog(self.log_path)
+        checkpoint = self.checkpoints.load()
+        return ActivationLog(self.log_path, 0 if checkpoint is None else applied_in(checkpoint))
 
     def log_size(self) -> int:
         """Return the bytes of the activation log without opening it; 0 when there is none."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from .session import Session
 
-__all__ = ["STATES", "state_of", "summarise"]
+__all__ = ["STATES", "state_of", "summarise", "unreadable"]
 
 STATES = ("receiving", "training", "finished", "cancelled", "failed")
 
@@ -16,15 +16,15 @@ def state_of(session: Session) -> str:
 
     Returns:
         ``receiving`` (batches still come), ``training`` (the device has sent its last one), ``finished``,
-        ``cancelled``, or ``failed`` (the log says why; the device's next attachment tries again).
+        ``cancelled``, or ``failed`` (``failure`` says why; the device's next attachment tries again).
 
     """
     if session.record.cancelled:
         return "cancelled"
-    if session.finished is not None:
-        return "finished"
     if session.failed:
         return "failed"
+    if session.finished is not None:
+        return "finished"
     return "receiving" if session.last is None else "training"
 
 
@@ -43,6 +43,7 @@ def summarise(session: Session, *, attached: bool) -> dict[str, Any]:
         "session": session.id.hex(),
         "tenant": session.tenant,
         "state": state_of(session),
+        "failure": session.failure,
         "attached": attached,
         "task": spec.task,
         "model": spec.model.name,
@@ -63,3 +64,13 @@ def summarise(session: Session, *, attached: bool) -> dict[str, Any]:
         "log_bytes": session.stored,
         "attachments": record.epoch,
     }
+
+
+def unreadable(session: bytes, failure: str) -> dict[str, Any]:
+    """Return the figures of :func:`summarise` for a session of which only its name can be read."""
+    names = (
+        "tenant task model side created ended received durable applied last steps total_steps epoch epochs"
+    )
+    more = "loss queue_batches queue_bytes log_bytes attachments"
+    known = {"session": session.hex(), "state": "failed", "failure": failure, "attached": False}
+    return known | dict.fromkeys([*names.split(), *more.split()])

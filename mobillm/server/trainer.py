@@ -28,7 +28,7 @@ from .batch import Batch
 from .equalizers import Equalizers
 from .weights import Weights
 
-__all__ = ["Trainer", "check_size", "learning_rate", "warm_up"]
+__all__ = ["Trainer", "applied_in", "check_size", "learning_rate", "warm_up"]
 
 FORMAT = "mobillm checkpoint 1"
 
@@ -290,6 +290,19 @@ class Trainer:
         if f"first.{one}" in tensors:
             self.trained.set_moments(vector("first"), vector("second"), tensors[f"count.{one}"])
         self._best = vector("best").to(self.device) if f"best.{one}" in tensors else None
+
+
+def applied_in(data: bytes) -> int:
+    """Return the last batch of the first epoch that a checkpoint from :meth:`Trainer.save` has seen.
+
+    Raises:
+        StorageError: it is none.
+
+    """
+    try:
+        return int(json.loads(_metadata(data)["state"])["progress"]["applied"])
+    except (KeyError, ValueError, TypeError) as exc:
+        raise StorageError(f"the checkpoint cannot be read ({exc})") from exc
 
 
 def _metadata(data: bytes) -> dict[str, str]:

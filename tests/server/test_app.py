@@ -281,7 +281,8 @@ def test_damaged_sessions_are_left_alone(run_once: Run, tmp_path: pathlib.Path) 
         async with serving(tmp_path) as server, device(server) as client:
             with pytest.raises(RemoteError) as info:
                 await client.attach(bad.id, SPEC)
-            assert info.value.code == ErrorCode.STORAGE_FULL  # a device that is told so keeps its session
+            assert info.value.code == ErrorCode.INTERNAL  # a device that is told so keeps its session
+            assert info.value.retry_after is None
             assert await (await client.attach(good.id, SPEC)).pull() == weights
 
     run_once(main())
@@ -297,9 +298,9 @@ def test_all_checkpoints_damaged(run_once: Run, tmp_path: pathlib.Path) -> None:
             path.write_bytes(path.read_bytes()[:-1] + b"\xff")
         async with serving(tmp_path) as server, device(server) as client:
             again = await client.attach(session.id, SPEC)
-            with pytest.raises(RemoteError) as info:
+            with pytest.raises(RemoteError, match=f"files of session {session.id.hex()} are damaged") as info:
                 await again.pull()
-            assert info.value.code == ErrorCode.STORAGE_FULL
+            assert (info.value.code, info.value.retry_after) == (ErrorCode.INTERNAL, None)
             assert str(tmp_path) not in str(info.value)
 
     run_once(main())

@@ -53,7 +53,7 @@ def test_wrong_content(tmp_path: pathlib.Path, registry: Registry, no_fd_leak: N
 def test_damage_on_the_disk(tmp_path: pathlib.Path, registry: Registry) -> None:
     """A blob that has changed, or is not there, is not used."""
     store = BlobStore(tmp_path, registry)
-    with pytest.raises(StorageError, match="cannot be read"):
+    with pytest.raises(StorageError, match="is gone; restore it from a backup"):
         store.read(DIGEST)
     store.path(DIGEST).write_bytes(b"other")
     with pytest.raises(StorageError, match="is damaged"):

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import pathlib
+import sqlite3
 import stat
 from typing import Any
 
 import pytest
 
 from mobillm.cli.control import request
-from mobillm.errors import ConfigError, ErrorCode, MobiLLMError, RemoteError
+from mobillm.device.pending import Pending
+from mobillm.device.pull import pull_async
+from mobillm.errors import ConfigError, DataError, ErrorCode, MobiLLMError, RemoteError
+from mobillm.nn.saved import SideConfig
 from mobillm.options import Limits
+from mobillm.protocol import Finished
 from mobillm.server import control
 from mobillm.server.control import LONGEST_REQUEST, MAX_CALLERS, SOCKET
+from mobillm.server.metrics import PrometheusMeter
+from mobillm.server.registry import Registry, SessionRecord
+from mobillm.server.store import SessionStore
+from mobillm.transport import Address
 from tests.conftest import Run
-from tests.sessions import device, serving, spec, submit, train
+from tests.sessions import QUICK, TOKEN, device, packed, serving, spec, submit, train
 
 
 async def ask(folder: pathlib.Path, command: str, **values: Any) -> tuple[dict[str, Any], bytes]:
@@ -107,6 +117,90 @@ def test_delete(run: Run, tmp_path: pathlib.Path) -> None:
                 await client.attach(done.id, done.spec)
 
     run(main())
+
+
+def _lose(folder: pathlib.Path, session: str, what: str) -> None:
+    """Damage a session, one way or the other."""
+    place = folder / "sessions" / session
+    if what == "log":
+        data = bytearray((place / "activations.log").read_bytes())
+        data[len(data) // 8] ^= 1
+        (place / "activations.log").write_bytes(data)
+    elif what == "row":
+        with contextlib.closing(sqlite3.connect(folder / "registry.sqlite")) as db, db:
+            db.execute("UPDATE sessions SET spec = '{}'")
+    for path in place.glob("checkpoint-*") if what == "checkpoints" else ():
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("log", "batch 1, at byte 0, is damaged"),
+        ("checkpoints", "no checkpoint in"),
+        ("row", "registry.sqlite"),
+    ],
+)
+def test_damaged_sessions(run_once: Run, tmp_path: pathlib.Path, what: str, text: str) -> None:
+    """One that cannot go on is listed as failed, shown with the reason, counted, and deleted."""
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            session = await client.open(spec())
+            await submit(session, 1, 3)
+            await session.wait_applied()
+        name = session.id.hex()
+        _lose(tmp_path, name, what)
+        meter = PrometheusMeter(Address("127.0.0.1", 0))
+        async with serving(tmp_path, meter=meter) as server, device(server) as client:
+            (listed,) = (await ask(tmp_path, "list"))[0]["sessions"]
+            assert (listed["session"], listed["state"]) == (name, "failed")
+            shown, _ = await ask(tmp_path, "show", session=name[:8])
+            assert text in shown["failure"]
+            assert meter.registry.get_sample_value("mobillm_sessions", {"state": "failed"}) == 1
+            with pytest.raises(RemoteError, match=f"session {name} are damaged"):
+                await client.attach(session.id, session.spec)
+            if what == "row":
+                with pytest.raises(ConfigError, match="expected one that can be read"):
+                    await ask(tmp_path, "export", session=name)
+            else:
+                await ask(tmp_path, "cancel", session=name)
+            assert (await ask(tmp_path, "delete", session=name))[0]["session"] == name
+            assert (await ask(tmp_path, "list"))[0] == {"sessions": []}
+            with pytest.raises(RemoteError, match="no such session"):
+                await client.attach(session.id, session.spec)
+        assert not (tmp_path / "sessions" / name).exists()
+
+    run_once(main())
+
+
+@pytest.mark.parametrize("finished", [None, Finished(steps=1, loss=0.5)])
+def test_a_blob_that_is_gone(run_once: Run, tmp_path: pathlib.Path, finished: Finished | None) -> None:
+    """A session whose device has sent everything cannot go on without its blob, and says so."""
+    what = spec(task="causal-lm", head="0" * 64)
+    name = bytes(range(16))
+
+    async def main() -> None:
+        async with serving(tmp_path):
+            pass
+        ended = None if finished is None else 1.0
+        record = SessionRecord(id=name, tenant="default", spec=what, last=1, finished=finished, ended=ended)
+        with Registry(tmp_path / "registry.sqlite") as registry:
+            log = SessionStore.create(tmp_path / "sessions", registry, record).open_log()
+            log.append([packed(what, 1)])
+            log.close()
+        async with serving(tmp_path) as server, device(server) as client:
+            with pytest.raises(ConfigError, match="blobs"):
+                await client.attach(name, what)
+            shown, _ = await ask(tmp_path, "show", session=name.hex())
+            assert shown["state"] == "failed"
+            assert f"{'0' * 64} is gone; restore it from a backup" in shown["failure"]
+            output = tmp_path / "out"
+            Pending(session=name, config=SideConfig(spec=what, max_length=9), heldout=False).save(output)
+            with pytest.raises(DataError, match=f"lost weights that session {name.hex()} needs"):
+                await pull_async(output, server=str(server.address), token=TOKEN, timeouts=QUICK)
+
+    run_once(main())
 
 
 def test_export(run_once: Run, tmp_path: pathlib.Path) -> None:

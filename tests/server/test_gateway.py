@@ -313,7 +313,7 @@ def test_files_that_may_not_be_read(
         sorted((place / older.id.hex()).glob("checkpoint-*"))[-1].chmod(0)
         caplog.clear()
         async with serving(bound_by_permissions) as server, device(server) as client:
-            with pytest.raises(RemoteError, match="cannot read this session's data") as info:
+            with pytest.raises(RemoteError, match="cannot read or store this session's data") as info:
                 await client.attach(closed.id, closed.spec)
             assert info.value.code == ErrorCode.STORAGE_FULL
             assert f"{log} cannot be opened: Permission denied" in caplog.text

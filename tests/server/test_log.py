@@ -103,7 +103,7 @@ def test_damage_in_the_middle_names_the_byte(path: pathlib.Path) -> None:
         damaged = bytearray(whole)
         damaged[position] ^= 0x01
         path.write_bytes(damaged)
-        with pytest.raises(StorageError, match=f"record at byte {offsets[1]} is damaged"):
+        with pytest.raises(StorageError, match=f"batch 2, at byte {offsets[1]}, is damaged"):
             ActivationLog(path)
         assert path.read_bytes() == bytes(damaged)
 

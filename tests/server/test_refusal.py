@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm.errors import ConfigError, ErrorCode, ModelError
-from mobillm.server.refusal import plain, plain_spec, refusal
+from mobillm.errors import ConfigError, DamageError, ErrorCode, ModelError, StorageError
+from mobillm.server.refusal import plain, plain_spec, refusal, storage
 from mobillm.spec import SessionSpec
 from tests.helpers import make_spec
 
@@ -23,6 +23,15 @@ def test_the_rest() -> None:
     """Stream and batch are those given; a long text is cut; a given time counts."""
     error = refusal(3, ErrorCode.QUOTA, "x" * 600, seq=7, retry_after=2.5)
     assert (error.stream, error.seq, len(error.text), error.retry_after) == (3, 7, 512, 2.5)
+
+
+def test_storage() -> None:
+    """[E-4] A full disk is tried again, damage is not; no path is told."""
+    assert storage(StorageError("/a: full"), bytes(16), "no") == (ErrorCode.STORAGE_FULL, "no", True)
+    code, text, again = storage(DamageError("/a is damaged"), bytes(16), "no")
+    assert (code, again, "/a" in text) == (ErrorCode.INTERNAL, False, False)
+    assert f"session {bytes(16).hex()}" in text
+    assert refusal(1, code, text, again=again).retry_after is None
 
 
 def test_plain_texts() -> None:

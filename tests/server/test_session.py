@@ -48,7 +48,7 @@ class Watcher(Observer):
         """Note it."""
         self.finished.set()
 
-    def fail(self, code: ErrorCode, text: str) -> None:
+    def fail(self, code: ErrorCode, text: str, *, again: bool = True) -> None:
         """Keep it."""
         self.failures.append((code, text))
         self.changed.set()
@@ -290,8 +290,11 @@ def test_a_finished_session_is_parked_and_comes_back(run_once: Run, tmp_path: pa
     run_once(main())
 
 
-def test_a_log_shorter_than_its_checkpoint(run_once: Run, tmp_path: pathlib.Path) -> None:
-    """The damaged session is refused on its stream; another one on the connection goes on."""
+@pytest.mark.parametrize("kind", ["cut", "flipped", "gone"])
+def test_a_log_shorter_than_its_checkpoint(
+    run: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """Lost durable batches are told at the start; nothing is cut off, and a mended file is taken up again."""
 
     async def main() -> None:
         async with serving(tmp_path) as server, device(server) as client:
@@ -299,10 +302,33 @@ def test_a_log_shorter_than_its_checkpoint(run_once: Run, tmp_path: pathlib.Path
             await submit(session, 1, 4)
             await session.wait_applied()
         (path,) = (tmp_path / "sessions").glob("*/activations.log")
-        os.truncate(path, path.stat().st_size - 10)
+        whole = path.read_bytes()
+        damaged = whole[:-10] if kind == "cut" else whole[:-1] + bytes([whole[-1] ^ 1])
+        if kind == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(damaged)
+        caplog.clear()
         async with serving(tmp_path) as server, device(server) as client:
-            with pytest.raises(RemoteError, match="cannot read this session's data"):
-                await (await client.attach(session.id, session.spec)).wait_applied(9)
+            (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+            assert f"session {session.id.hex()} is left alone: {path}" in line
+            if kind != "gone":
+                assert "batch 4, at byte " in line
+                assert "batch 4 was trained on; restore the file from a backup or delete" in line
+            for _ in range(2):
+                with pytest.raises(
+                    RemoteError, match=f"files of session {session.id.hex()} are damaged"
+                ) as info:
+                    await client.attach(session.id, session.spec)
+                assert (info.value.code, info.value.retry_after) == (ErrorCode.INTERNAL, None)
             await train(client, spec(), 2)
+            assert kind == "gone" or path.read_bytes() == damaged
+            path.write_bytes(whole)
+            again = await client.attach(session.id, session.spec)
+            assert again.received == 4
+            await submit(again, 5, 5)
+            await again.wait_applied()
 
-    run_once(main())
+    with caplog.at_level(logging.INFO, "mobillm"):
+        run(main())
+    assert "Traceback" not in caplog.text

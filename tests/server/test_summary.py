@@ -37,7 +37,7 @@ def test_states_and_figures(run_once: Run, tmp_path: pathlib.Path) -> None:
         assert summarise(session, attached=True) == done
         assert done["log_bytes"] == (session.store.directory / "activations.log").stat().st_size
         json.dumps(done, allow_nan=False)
-        session.finished, session.failed = None, True
+        session.failure = "no space"
         assert state_of(session) == "failed"
         await session.close()
         workers.close()

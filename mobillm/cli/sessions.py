@@ -31,14 +31,16 @@ _WIDTH = 80
 # Name, alignment and width of the list's columns: 80 with the two blanks between them.
 _COLUMNS = (
     ("session", "<", 8),
-    ("tenant", "<", 12),
+    ("tenant", "<", 9),
     ("state", "<", 11),
-    ("steps", ">", 13),
-    ("epoch", ">", 5),
+    ("steps", ">", 11),
+    ("epoch", ">", 9),
     ("loss", ">", 7),
     ("log", ">", 7),
-    ("age", ">", 3),
+    ("age", ">", 4),
 )
+_LOSS_WIDTH = 7
+_ABBREVIATED = 10_000  # counts from here on
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
@@ -131,14 +133,14 @@ def _cells(one: dict[str, Any]) -> list[str]:
         one["state"] + (" *" if one["attached"] else ""),
         _part(one["steps"], one["total_steps"]),
         _part(one["epoch"], one["epochs"]),
-        "-" if one["loss"] is None else f"{one['loss']:.4f}",
+        "-" if one["loss"] is None else _loss(one["loss"]),
         "-" if one["log_bytes"] is None else _bytes(one["log_bytes"]),
         "-" if one["created"] is None else _age(time.time() - one["created"]),
     ]
 
 
 def _row(cells: list[str]) -> str:
-    """Return a line of the list; cells that are too long lose their end."""
+    """Return a line of the list; names that are too long lose their end, numbers always fit."""
     line = "  ".join(
         f"{text[:width]:{align}{width}}" for text, (_, align, width) in zip(cells, _COLUMNS, strict=True)
     )
@@ -207,16 +209,32 @@ def _plain(text: str) -> str:
 
 
 def _part(done: int | None, total: int | None) -> str:
-    return f"{'-' if done is None else done}/{'-' if total is None else total}"
+    return f"{_count(done)}/{_count(total)}"
+
+
+def _count(count: int | None) -> str:
+    """Return a count in at most five characters."""
+    if count is None:
+        return "-"
+    return str(count) if count < _ABBREVIATED else _short(count, ("", "k", "M", "G", "T"))
 
 
 def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+    return _short(count, (" B", " kB", " MB", " GB", " TB"))
+
+
+def _short(count: float, units: tuple[str, ...]) -> str:
+    """Return a number with three digits and a unit."""
+    for unit in units:
+        if float(f"{count:.3g}") < 1000 or unit == units[-1]:
+            break
+        count /= 1000
+    return f"{count:.3g}{unit}"
+
+
+def _loss(value: float) -> str:
+    text = f"{value:.4f}"
+    return text if len(text) <= _LOSS_WIDTH else f"{value:.1e}"
 
 
 def _age(seconds: float) -> str:

@@ -1,8 +1,9 @@
 """Settings of a command from four places: flags, environment, a file, and what is built in.
 
-A flag wins over the environment, that over the file, and the file over the default. The name is the same
-everywhere: ``--data-dir``, ``MOBILLM_SERVE_DATA_DIR``, and in the file ``data-dir``. A name that is not known
-is an error in each of the three.
+A flag wins over the environment, that over the file, and the file over the default; values of a setting that
+can be given again are merged, name by name. The name is the same everywhere: ``--data-dir``,
+``MOBILLM_SERVE_DATA_DIR``, and in the file ``data-dir``. A name that is not known is an error in each of the
+three.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Setting:
         metavar: shown for the value.
         choices: all values there are; None bounds nothing.
         shown: the default as people read it; None shows the value.
-        many: whether it can be given again; its value is a list then, and in the file a table.
+        many: whether it can be given again; its value is a list then, of all places together, what wins last; in
+            the file it is a table.
 
     """
 
@@ -110,19 +112,22 @@ def resolve(
     variables = {f"{prefix}{setting.field.upper()}": setting for setting in settings}
     for key in file:
         if key not in names:
-            raise ConfigError(f"{path}: {key}", "unknown", f"one of {', '.join(sorted(names))}")
+            raise ConfigError(f"a setting in {path}", key, f"one of {', '.join(sorted(names))}")
     for key in environment:
         if key.startswith(prefix) and key not in variables and key != variable:
-            raise ConfigError(f"the variable {key}", "unknown", f"one of {', '.join(sorted(variables))}")
+            raise ConfigError("a variable", key, f"one of {', '.join(sorted(variables))}")
     for key, setting in variables.items():
-        if getattr(args, setting.field) is not None:
-            continue
-        value = setting.default
+        values = []
+        if setting.name in file:
+            values.append(_value(setting, file[setting.name], f"{path}: {setting.name}"))
         if key in environment:
-            value = _value(setting, environment[key], f"the variable {key}")
-        elif setting.name in file:
-            value = _value(setting, file[setting.name], f"{path}: {setting.name}")
-        setattr(found, setting.field, value)
+            values.append(_value(setting, environment[key], f"the variable {key}"))
+        if getattr(args, setting.field) is not None:
+            values.append(getattr(args, setting.field))
+        if setting.many:
+            setattr(found, setting.field, [*setting.default, *(item for value in values for item in value)])
+        else:
+            setattr(found, setting.field, values[-1] if values else setting.default)
     return found
 
 
@@ -138,15 +143,21 @@ def _value(setting: Setting, value: Any, where: str) -> Any:
     """Read one value of the environment or the file as the flag would."""
     if setting.read is bool:
         words = {"true": True, "1": True, "false": False, "0": False}
-        if str(value).lower() not in words:
+        if isinstance(value, bool):
+            return value
+        if not isinstance(value, str) or value.lower() not in words:
             raise ConfigError(where, value, "true or false")
-        return words[str(value).lower()]
+        return words[value.lower()]
     if setting.many:
-        texts = [f"{name}={item}" for name, item in value.items()] if isinstance(value, dict) else None
-        if texts is None and isinstance(value, str):
-            texts = value.split(",")
-        if texts is None:
+        if not isinstance(value, dict | str):
             raise ConfigError(where, value, "a table")
+        if isinstance(value, dict):
+            for name, item in value.items():
+                if type(item) is not int:
+                    raise ConfigError(f"{where}.{name}", item, "an integer")
+            texts = [f"{name}={item}" for name, item in value.items()]
+        else:
+            texts = value.split(",")
         one = dataclasses.replace(setting, many=False)
         return [_value(one, text, where) for text in texts]
     if not isinstance(value, str | int | float) or isinstance(value, bool):

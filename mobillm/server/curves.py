@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
+import tempfile
+from collections.abc import Callable
 
 from torch.utils.tensorboard import SummaryWriter
 
 from ..protocol import Metrics
 
 __all__ = ["Curves"]
+
+logger = logging.getLogger("mobillm.server")
 
 MAX_QUEUE = 100  # events that wait for the disk
 FLUSH_INTERVAL = 10  # seconds
@@ -17,16 +22,23 @@ FLUSH_INTERVAL = 10  # seconds
 class Curves:
     """Writes scalars; the step is that of the optimizer, so a restart goes on where the curve was.
 
-    For one thread at a time, which may wait for the disk.
+    For one thread at a time, which may wait for the disk. A session whose curves cannot be written is trained
+    all the same: the log says so once, and draws it no more.
 
     Args:
-        directory: where a directory for each session is made.
+        directory: where a directory for each session is made; made itself if there is none.
+
+    Raises:
+        OSError: nothing can be written there.
 
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
         self._directory = directory
         self._writers: dict[str, SummaryWriter] = {}
+        self._given_up: set[str] = set()
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()  # only trying tells whether files can be made
 
     def add(self, name: str, metrics: Metrics) -> None:
         """Add the figures of a session's last steps.
@@ -36,23 +48,36 @@ class Curves:
             metrics: what the device is told, too.
 
         """
-        writer = self._writer(name, metrics.step)
         values = {"train/loss": metrics.loss, "train/lr": metrics.lr, "time/busy_seconds": metrics.busy}
-        for tag, value in values.items():
-            if value is not None:
-                writer.add_scalar(tag, value, metrics.step)
+        self._draw(name, metrics.step, {tag: value for tag, value in values.items() if value is not None})
 
     def add_heldout(self, name: str, step: int, values: dict[str, float]) -> None:
         """Add the figures of a session's held-out batches."""
-        for key, value in values.items():
-            if key != "count":
-                self._writer(name, step).add_scalar(f"heldout/{key}", value, step)
+        self._draw(name, step, {f"heldout/{key}": value for key, value in values.items() if key != "count"})
 
     def close(self, name: str | None = None) -> None:
         """Write what waits of one session, which may have no curves; None: of all."""
         for one in list(self._writers) if name is None else [name]:
             if one in self._writers:
-                self._writers.pop(one).close()
+                self._tried(one, self._writers.pop(one).close)
+            self._given_up.discard(one)
+
+    def _draw(self, name: str, step: int, values: dict[str, float]) -> None:
+        def work() -> None:
+            writer = self._writer(name, step)
+            for tag, value in values.items():
+                writer.add_scalar(tag, value, step)
+
+        if values and name not in self._given_up:
+            self._tried(name, work)
+
+    def _tried(self, name: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as exc:  # whatever the package raises is no reason to stop training
+            self._given_up.add(name)
+            self._writers.pop(name, None)
+            logger.warning("! session %s: its curves are drawn no more: %s", name, exc)
 
     def _writer(self, name: str, step: int) -> SummaryWriter:
         if name not in self._writers:

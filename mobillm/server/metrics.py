@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..errors import ConfigError
 from ..protocol import VERSION
 from ..transport import Address, Server
 from ..version import __version__
@@ -95,11 +96,15 @@ class PrometheusMeter(Meter):
         """Listen, and read the gauges off a server's sessions from now on.
 
         Raises:
-            OSError: the address cannot be listened on.
+            ConfigError: the address cannot be listened on.
 
         """
         self.registry.register(_Sessions(gateway))
-        self.monitor = Monitor(self._address, self.registry, self.lagged)
+        try:
+            self.monitor = Monitor(self._address, self.registry, self.lagged)
+        except OSError as exc:
+            text = f"an address where this machine can listen ({exc.strerror}); port 0 takes a free one"
+            raise ConfigError("metrics", f"{self._address.host}:{self._address.port}", text) from exc
         where = self.monitor.address
         logger.info("= metrics at http://%s:%d/metrics, health at /healthz", where.host, where.port)
 

@@ -70,6 +70,27 @@ def test_address_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
             assert "the address of --listen is in use; stop the other server, or choose another port" in text
 
 
+def test_metrics_address_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The option that asked for the taken port is named."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        arguments = ["--listen", "127.0.0.1:0", "--data-dir", str(tmp_path / "d"), "--metrics", where]
+        text = fails(capsys, "serve", *arguments, status=2)
+    assert (
+        f"--metrics is '{where}'; expected an address where this machine can listen (Address already" in text
+    )
+
+
+def test_curves_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file in the directory's place stops the start, in one line."""
+    place = tmp_path / "curves"
+    place.write_text("")
+    arguments = ["--listen", "127.0.0.1:0", "--data-dir", str(tmp_path / "d"), "--tensorboard", str(place)]
+    assert f"{place}: File exists; a file is where a directory is needed" in fails(
+        capsys, "serve", *arguments
+    )
+
+
 def test_exposure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Listening beyond the machine without TLS needs --insecure; half a certificate is refused."""
     for listen in ("0.0.0.0:0", "[::]:0", "example.org:7707"):

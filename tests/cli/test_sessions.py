@@ -47,7 +47,7 @@ def test_on_a_live_server(run_once: Run, tmp_path: Path, capsys: pytest.CaptureF
             going = await client.open(spec())
             lines = (await command("list")).splitlines()
             assert lines[0].split() == ["session", "tenant", "state", "steps", "epoch", "loss", "log", "age"]
-            assert f"{done.id.hex()[:8]}  default       finished *             4/4    2/2" in lines[1]
+            assert f"{done.id.hex()[:8]}  default    finished *           4/4        2/2" in lines[1]
             assert lines[-1] == "* a device is attached"
             listed = json.loads(await command("list", "--json"))["sessions"]
             assert [one["state"] for one in listed] == ["finished", "receiving"]
@@ -81,6 +81,33 @@ def test_the_list_fits_80_columns(
     assert "\x1b" not in out
     assert "receiving *" in out
     assert "-/-" in out
+    first = out.splitlines()[1].split()
+    assert first[4:] == ["123k/1.23M", "100/10k", "12.3457", "123", "GB", first[-1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"steps": 57, "total_steps": 2000}, "57/2000"),
+        ({"steps": 9999, "total_steps": 12345}, "9999/12.3k"),
+        ({"steps": 99_950, "total_steps": 999_999_999}, "100k/1G"),
+        ({"log_bytes": 491_300}, "491 kB"),
+        ({"log_bytes": 999}, "999 B"),
+        ({"log_bytes": 999_999}, "1 MB"),
+        ({"log_bytes": 12_345}, "12.3 kB"),
+        ({"loss": 1234.5}, "1.2e+03"),
+        ({"loss": 99.99999}, "1.0e+02"),
+    ],
+)
+def test_no_number_is_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], shown: str
+) -> None:
+    """A figure that has no room is shortened, never cut."""
+    monkeypatch.setattr(sessions, "request", lambda *_, **__: ({"sessions": [ONE | changes]}, b""))
+    assert main(["sessions", "list"]) == 0
+    out = capsys.readouterr().out
+    assert f" {shown} " in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_export_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

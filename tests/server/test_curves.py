@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
+import shutil
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -11,7 +13,7 @@ from mobillm.protocol import Metrics
 from mobillm.server.curves import Curves
 from mobillm.server.meter import Meter
 from tests.conftest import Run
-from tests.sessions import device, serving, spec, submit
+from tests.sessions import device, serving, spec, submit, train
 
 
 def read(folder: pathlib.Path, tag: str) -> list[tuple[int, float]]:
@@ -52,3 +54,37 @@ def test_a_session_is_drawn(run_once: Run, tmp_path: pathlib.Path, monkeypatch: 
     assert [step for step, _ in read(folder, "train/loss")] == [1, 2, 3, 4]
     assert [step for step, _ in read(folder, "train/lr")][-1] == 4
     assert [step for step, _ in read(folder, "heldout/accuracy")] == [2, 4, 4]
+
+
+def test_where_nothing_can_be_written(bound_by_permissions: pathlib.Path) -> None:
+    """It is found before anything is trained."""
+    file = bound_by_permissions / "file"
+    file.write_text("")
+    with pytest.raises(FileExistsError):
+        Curves(file)
+    closed = bound_by_permissions / "closed"
+    closed.mkdir(mode=0o500)
+    with pytest.raises(PermissionError):
+        Curves(closed)
+
+
+def test_training_outlives_its_curves(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that fails under the curves of a session costs one line of the log."""
+    monkeypatch.setattr("mobillm.server.training.METRICS_INTERVAL", 0.0)
+
+    async def main() -> None:
+        meter = Meter()
+        meter.curves = Curves(tmp_path / "curves")
+        shutil.rmtree(tmp_path / "curves")
+        (tmp_path / "curves").write_text("no directory")
+        async with serving(tmp_path / "data", meter=meter) as server, device(server) as client:
+            session, _ = await train(client, spec(batches=3, epochs=2), 3)
+            assert session.finished is not None
+            assert session.finished.steps == 6
+            text = f"session {session.id.hex()}: its curves are drawn no more"
+            assert [text in record.getMessage() for record in caplog.records] == [True]
+
+    with caplog.at_level(logging.WARNING, "mobillm"):
+        run_once(main())

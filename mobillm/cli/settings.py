@@ -33,8 +33,8 @@ class Setting:
         metavar: shown for the value.
         choices: all values there are; None bounds nothing.
         shown: the default as people read it; None shows the value.
-        many: whether it can be given again; its value is a list then, of all places together, what wins last; in
-            the file it is a table.
+        many: whether it can be given again; its value is a list then, of all places together with what wins
+            last, and in the file a table.
 
     """
 

@@ -46,8 +46,8 @@ from .memory import Memory, check_step
 from .meter import Meter
 from .observer import Observer
 from .quota import Quota
-from .refusal import plain, refusal, storage
-from .session import NOWHERE, Session
+from .refusal import NOWHERE, plain, refusal, storage
+from .session import Session
 from .training import SPAN_RECEIVE
 
 __all__ = ["Attachment"]
@@ -111,6 +111,7 @@ class Attachment(Observer):
         self._upload: BlobUpload | None = None
         self._answers: set[asyncio.Task[None]] = set()
         self._answering = asyncio.Lock()  # one at a time, in order
+        self._refused = False  # whether the log has said that batches are
         self.active = True
         self.delivered = False  # whether all weights of the finished session were sent
 
@@ -227,7 +228,11 @@ class Attachment(Observer):
             return
         excess = self._quota.refuse_batch(session.tenant, batch.size)
         if excess is not None:
-            self._drop(message.seq, ErrorCode.QUOTA, excess)
+            if not self._refused:  # once: the device tries again and again
+                self._refused = True
+                text = "! session %s: its batches are refused (--limits %s): %s"
+                logger.warning(text, session.id.hex(), *excess)
+            self._drop(message.seq, ErrorCode.QUOTA, excess.text)
             return
         duration = time.monotonic_ns() // 1000 - begun
         session.add_span((SPAN_RECEIVE, batch.seq, begun, duration))
@@ -339,6 +344,8 @@ class Attachment(Observer):
                     payload=view[offset : offset + self._limits.chunk],
                 )
             )
+        if final:
+            logger.info("= session %s: its result was pulled", self.session.id.hex())
         self.delivered = final
 
     # What the device is told.

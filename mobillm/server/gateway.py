@@ -22,9 +22,9 @@ from .memory import Memory
 from .meter import Meter
 from .pace import Pace
 from .quota import Quota
-from .refusal import plain, plain_spec, refusal, storage
+from .refusal import CANCELLED, NOWHERE, plain, plain_spec, refusal, storage
 from .registry import Registry, SessionRecord
-from .session import NOWHERE, Session
+from .session import Session
 from .store import SessionStore
 from .trainer import Trainer, check_size
 from .workers import Workers
@@ -84,6 +84,8 @@ class Gateway:
         self.unreadable: dict[bytes, str] = {}
         self._loading = asyncio.Lock()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if directory.stat().st_mode & 0o022:
+            logger.warning("! %s can be written by others; run: chmod go-w %s", directory, directory)
         self._lock = DirectoryLock(directory)
         try:
             self._directory = directory / "sessions"
@@ -318,9 +320,12 @@ class Gateway:
     async def _leave(self, attachment: Attachment | None) -> None:
         """Act on DETACH; it also says that a device which has been sent the result has it."""
         await self._detach(attachment)
-        if attachment is None or not attachment.delivered or self._keep:
+        if attachment is None:
             return
         session = attachment.session
+        logger.info("= session %s: its device has left", session.id.hex())
+        if not attachment.delivered or self._keep:
+            return
         if session.id not in self._attachments:
             try:
                 await session.release()
@@ -349,7 +354,8 @@ class Gateway:
             return
         excess = self._quota.refuse_session(tenant) if message.session is None else None
         if excess is not None:
-            connection.post(refusal(message.stream, ErrorCode.QUOTA, excess))
+            logger.warning("! %s: no session more (--limits %s): %s", tenant, *excess)
+            connection.post(refusal(message.stream, ErrorCode.QUOTA, excess.text))
             return
         try:
             with self._quota.reserved(tenant):
@@ -362,8 +368,8 @@ class Gateway:
         except ConfigError as exc:
             connection.post(refusal(message.stream, ErrorCode.SCHEMA_MISMATCH, plain_spec(exc)))
             return
-        if session is None:
-            text = "there is no such session"
+        if session is None or session.record.cancelled:
+            text = "there is no such session" if session is None else CANCELLED
             connection.post(refusal(message.stream, ErrorCode.SESSION_UNKNOWN, text))
             return
         if message.session is not None:
@@ -425,8 +431,7 @@ class Gateway:
             await self._load_again(message.session)
             session = self.sessions.get(message.session)
             # Another tenant's session is as unknown as none at all.
-            own = session is not None and session.tenant == tenant and not session.record.cancelled
-            return session if own else None
+            return session if session is not None and session.tenant == tenant else None
         spec = SessionSpec.from_map(message.spec)
         if spec.codec.compression != "none" and CAPABILITY not in caps:
             expected = f"none on a connection without the capability {CAPABILITY}"

@@ -72,7 +72,7 @@ class Meter:
         """Note a group commit of the activation log."""
 
     def replayed(self) -> None:
-        """Note a batch that is trained on again after a restart."""
+        """Note a batch of the first epoch that was read from the log, after a restart."""
 
     def applied(self, seconds: float) -> None:
         """Note one optimizer step."""

@@ -5,11 +5,19 @@ from __future__ import annotations
 import collections
 import contextlib
 from collections.abc import Container, Iterator
+from typing import NamedTuple
 
 from ..options import Limits
 from .session import Session
 
-__all__ = ["Quota"]
+__all__ = ["Excess", "Quota"]
+
+
+class Excess(NamedTuple):
+    """Why a tenant may not have more: the name of the limit, and a sentence for its device."""
+
+    limit: str
+    text: str
 
 
 class Quota:
@@ -44,23 +52,26 @@ class Quota:
         finally:
             self._coming[tenant] -= 1
 
-    def refuse_session(self, tenant: str) -> str | None:
+    def refuse_session(self, tenant: str) -> Excess | None:
         """Return why a tenant may start no session now; None when it may."""
         sessions = self._sessions.get(tenant, ())
         unfinished = sum(1 for one in sessions if not one.ended or one.id in self._attached)
         if unfinished + self._coming[tenant] >= self._limits.sessions:
-            return (
+            return Excess(
+                "sessions",
                 f"the tenant has {unfinished} sessions that are attached or not finished, and may have "
-                f"{self._limits.sessions}; finish or detach from some, or have the server's owner delete some"
+                f"{self._limits.sessions}; finish or detach from some, or have the server's owner "
+                "delete some",
             )
         return self.refuse_batch(tenant, 1)
 
-    def refuse_batch(self, tenant: str, size: int) -> str | None:
+    def refuse_batch(self, tenant: str, size: int) -> Excess | None:
         """Return why a batch of ``size`` packed bytes cannot be stored for a tenant; None when it can."""
         stored = sum(session.stored for session in self._sessions.get(tenant, ()))
         if stored + size <= self._limits.stored:
             return None
-        return (
+        return Excess(
+            "stored",
             f"the tenant's sessions hold {stored} bytes on the server, and may hold {self._limits.stored}; "
-            "have the server's owner delete finished ones"
+            "have the server's owner delete finished ones",
         )

@@ -7,14 +7,16 @@ from typing import Any
 from ..errors import ConfigError, DamageError, ErrorCode, MobiLLMError, StorageError
 from ..protocol import Error
 
-__all__ = ["plain", "plain_spec", "refusal", "storage"]
+__all__ = ["CANCELLED", "NOWHERE", "plain", "plain_spec", "refusal", "storage"]
 
+CANCELLED = "the server's owner has cancelled the session"
+NOWHERE = "the server has nowhere to train this session now"
 LONGEST_TEXT = 512  # characters, as the protocol allows
 LONGEST_VALUE = 64
 
 # Seconds until the same request may succeed; codes that are not listed stay refused.
 RETRY_AFTER = {
-    ErrorCode.QUOTA: 60.0,
+    ErrorCode.QUOTA: 30.0,  # less than devices are patient: 60 s, if nobody says otherwise
     ErrorCode.CALM: 10.0,
     ErrorCode.SERVER_BUSY: 1.0,
     ErrorCode.DRAINING: 10.0,

@@ -26,16 +26,14 @@ from .meter import Meter
 from .observer import Observer
 from .pace import Pace
 from .reader import Entry
-from .refusal import plain, storage
+from .refusal import CANCELLED, NOWHERE, plain, storage
 from .store import SessionStore
 from .training import MAX_SKIPPED, SPAN_LOG, Span, Training
 from .workers import Workers
 
-__all__ = ["NOWHERE", "Session"]
+__all__ = ["Session"]
 
 logger = logging.getLogger("mobillm.server")
-
-NOWHERE = "the server has nowhere to train this session now"
 
 
 class Session:
@@ -399,7 +397,7 @@ class Session:
         """
         if not self.ended:
             await self._save(cancelled=True, ended=time.time())
-        self.observer.fail(ErrorCode.SESSION_UNKNOWN, "the server's owner has cancelled the session")
+        self.observer.fail(ErrorCode.SESSION_UNKNOWN, CANCELLED)
         await self.close()
         await self.park()
         self._pending.clear()
@@ -485,6 +483,7 @@ class Session:
             evaluation = await training.complete()
             self.finished = Finished(steps=training.status.steps, loss=training.status.progress.mean)
             await self._save(ended=time.time(), evaluation=evaluation)
+            logger.info("= session %s finished after %d steps", self.id.hex(), self.finished.steps)
             self.observer.finish(self.finished)  # whoever is attached now, not when this began
             self.on_finished()
 

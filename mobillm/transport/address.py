@@ -41,9 +41,11 @@ class Address:
             port = url.port
         except ValueError:
             raise ConfigError("address", text, expected) from None
-        if url.scheme not in ("mobillm", "mobillms") or not url.hostname or url.path.strip("/"):
+        # Digits alone are a port whose host was left out, not a host.
+        host = url.hostname or ""
+        if url.scheme not in ("mobillm", "mobillms") or not host or host.isdigit() or url.path.strip("/"):
             raise ConfigError("address", text, expected)
-        return cls(url.hostname, DEFAULT_PORT if port is None else port, url.scheme == "mobillms")
+        return cls(host, DEFAULT_PORT if port is None else port, url.scheme == "mobillms")
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

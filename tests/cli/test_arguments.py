@@ -54,6 +54,8 @@ def test_address() -> None:
     assert address("mobillms://h") == Address("h", 7707, tls=True)
     with pytest.raises(argparse.ArgumentTypeError, match=r"expected HOST:PORT, mobillm://"):
         address("http://h:1")
+    with pytest.raises(argparse.ArgumentTypeError, match="'7707' is no address; expected HOST:PORT"):
+        address("7707")
 
 
 def test_file_path() -> None:

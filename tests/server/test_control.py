@@ -85,8 +85,12 @@ def test_cancel(run: Run, tmp_path: pathlib.Path) -> None:
             await submit(other, 1, 2)
             await other.wait_applied()
         async with serving(tmp_path) as server, device(server) as client:
-            with pytest.raises(RemoteError, match="no such session"):
+            with pytest.raises(RemoteError, match="owner has cancelled") as info:
                 await client.attach(session.id, session.spec)
+            assert info.value.code == ErrorCode.SESSION_UNKNOWN
+            async with device(server, tenant="other", token="other token") as stranger:
+                with pytest.raises(RemoteError, match="no such session"):
+                    await stranger.attach(session.id, session.spec)
             answer, data = await ask(tmp_path, "export", session=session.id.hex())
             assert (answer["state"], data) == ("cancelled", weights)
 

@@ -203,6 +203,20 @@ def test_a_gateway_without_sessions_closes(run_once: Run, tmp_path: pathlib.Path
     run_once(main())
 
 
+@pytest.mark.parametrize(("mode", "said"), [(0o700, False), (0o755, False), (0o775, True), (0o707, True)])
+def test_a_directory_that_others_may_write(
+    run_once: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, mode: int, said: bool
+) -> None:
+    """Whoever can write there can change what is trained: the log says so at the start."""
+    tmp_path.chmod(mode)
+
+    async def main() -> None:
+        await Gateway(tmp_path, limits=Limits()).close()
+
+    run_once(main())
+    assert (f"{tmp_path} can be written by others; run: chmod go-w" in caplog.text) == said
+
+
 def test_no_session_begins_while_the_server_stops(run: Run, tmp_path: pathlib.Path) -> None:
     """[K-15] [O-15] [E-10] After GOAWAY OPEN is refused with DRAINING and a time; an open session goes on."""
 

@@ -37,17 +37,19 @@ def test_counting() -> None:
         assert quota.refuse_session("acme") is not None
     assert quota.refuse_session("acme") is None
     attached.add(b"done")
-    text = quota.refuse_session("acme")
-    assert text is not None
-    assert "has 3 sessions that are attached or not finished, and may have 3" in text
+    excess = quota.refuse_session("acme")
+    assert excess is not None
+    assert excess.limit == "sessions"
+    assert "has 3 sessions that are attached or not finished, and may have 3" in excess.text
     assert quota.refuse_batch("acme", (1 << 20) - 1200) is None
-    text = quota.refuse_batch("acme", (1 << 20) - 1199)
-    assert text is not None
-    assert "hold 1200 bytes on the server, and may hold 1048576" in text
+    excess = quota.refuse_batch("acme", (1 << 20) - 1199)
+    assert excess is not None
+    assert excess.limit == "stored"
+    assert "hold 1200 bytes on the server, and may hold 1048576" in excess.text
     assert quota.refuse_session("other") is not None
 
 
-def test_sessions_of_a_tenant(run: Run, tmp_path: pathlib.Path) -> None:
+def test_sessions_of_a_tenant(run: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     """[O-38] [L-17] [E-10] One too many is refused; those that live go on; others have their own share."""
 
     async def main() -> None:
@@ -56,8 +58,9 @@ def test_sessions_of_a_tenant(run: Run, tmp_path: pathlib.Path) -> None:
             first, second = await client.open(spec()), await client.open(spec())
             with pytest.raises(RemoteError) as info:
                 await client.open(spec())
-            assert (info.value.code, info.value.retry_after) == (ErrorCode.QUOTA, 60.0)
+            assert (info.value.code, info.value.retry_after) == (ErrorCode.QUOTA, 30.0)
             assert "finish or detach from some" in info.value.text
+            assert "default: no session more (--limits sessions): the tenant has 2 sessions" in caplog.text
             await submit(first, 1, 2)
             await first.wait_applied()
             async with device(server, tenant="other", token="other token") as stranger:
@@ -76,20 +79,24 @@ def test_sessions_of_a_tenant(run: Run, tmp_path: pathlib.Path) -> None:
     run(main())
 
 
-def test_stored_bytes_of_a_tenant(run: Run, tmp_path: pathlib.Path) -> None:
+def test_stored_bytes_of_a_tenant(run: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     """[B-34] [L-18] [E-10] A batch beyond the share is refused alone; the session goes on."""
 
     async def main() -> None:
         big = packed(spec(), 1, samples=1200)
         limits = Limits(stored=big.size + (1 << 14))
         async with serving(tmp_path, limits=limits) as server, raw(server) as peer:
-            await peer.opened(spec())
+            name = (await peer.opened(spec())).session.hex()
             await peer.batch(big)
             await peer.applied(1)
             await peer.batch(packed(spec(), 2, samples=1200))
             error = await peer.get(Error)
-            assert (error.seq, error.code, error.retry_after) == (2, ErrorCode.QUOTA, 60.0)
+            assert (error.seq, error.code, error.retry_after) == (2, ErrorCode.QUOTA, 30.0)
             assert "have the server's owner delete finished ones" in error.text
+            await peer.batch(packed(spec(), 2, samples=1200))
+            await peer.get(Error)
+            line = f"session {name}: its batches are refused (--limits stored): the tenant's sessions hold"
+            assert caplog.text.count(line) == 1
             await peer.batch(packed(spec(), 2, samples=2))
             await peer.applied(2)
             assert peer.of(Ack)[-1].received == 2

@@ -273,7 +273,9 @@ def test_a_session_that_finishes_alone_is_parked(
         gate.set()
 
 
-def test_a_finished_session_is_parked_and_comes_back(run_once: Run, tmp_path: pathlib.Path) -> None:
+def test_a_finished_session_is_parked_and_comes_back(
+    run_once: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Left by its device, a finished session holds no file and no network; its result is still there."""
 
     async def main() -> None:
@@ -281,12 +283,20 @@ def test_a_finished_session_is_parked_and_comes_back(run_once: Run, tmp_path: pa
             async with device(server) as client:
                 session, weights = await train(client, spec(batches=3), 3)
                 await session.detach()
+            name = f"= session {session.id.hex()}"
+            said = [
+                f"{name} finished after 3 steps",
+                f"{name}: its result was pulled",
+                f"{name}: its device has left",
+            ]
+            assert [text for text in caplog.messages if text in said] == said
             assert open_logs(tmp_path) == []
             async with device(server) as client:
                 again = await client.attach(session.id, session.spec)
                 assert await again.wait_finished()
                 assert await again.pull() == weights
 
+    caplog.set_level(logging.INFO, "mobillm")
     run_once(main())
 
 

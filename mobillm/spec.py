@@ -430,6 +430,22 @@ class SessionSpec(_Record):
         self._check_tokens()
         self._check_tail()
 
+    def stopped(self, steps: int) -> tuple[int, int] | None:
+        """Return after which epoch early stopping ended a session, and the epoch whose weights it kept.
+
+        Args:
+            steps: of the whole session, as FINISHED says.
+
+        Returns:
+            None when all epochs were trained, or there is no early stopping.
+
+        """
+        if not self.early_stopping or self.batches is None or steps >= self.batches * self.epochs:
+            return None
+        last, rest = divmod(steps, self.batches)
+        kept = last - self.early_stopping  # training ends so many epochs after the best one
+        return (last, kept) if not rest and kept > 0 else None
+
     @property
     def blobs(self) -> tuple[str, ...]:
         """SHA-256 of each blob that the session needs, in hex, each once."""

@@ -302,3 +302,13 @@ def test_formats_of_a_codec() -> None:
     """[B-40] One format, or one for each width of the list."""
     assert CodecSpec(format="nf4").formats == (Format.NF4,)
     assert CodecSpec(bits=(2, 4, 8)).formats == (Format.ASYM2, Format.ASYM4, Format.ASYM8)
+
+
+@pytest.mark.parametrize(
+    ("steps", "stopped"), [(9, (3, 1)), (15, (5, 3)), (120, None), (10, None), (6, None), (0, None)]
+)
+def test_stopped_early(steps: int, stopped: tuple[int, int] | None) -> None:
+    """Whole epochs, fewer than all: training ended two epochs after the one whose weights were kept."""
+    spec = dataclasses.replace(make_spec(), epochs=40, batches=3, early_stopping=2)
+    assert spec.stopped(steps) == stopped
+    assert dataclasses.replace(spec, early_stopping=0).stopped(steps) is None

@@ -10,12 +10,19 @@ import re
 import sys
 from typing import Any
 
-__all__ = ["configure_logging", "print_json", "say"]
+__all__ = ["configure_logging", "early", "print_json", "say"]
 
 
 def say(text: str) -> None:
     """Show a notice at once, on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def early(stopped: tuple[int, int] | None) -> str:
+    """Return what follows the steps of a run, from :meth:`SessionSpec.stopped`; nothing if it went on."""
+    if stopped is None:
+        return ""
+    return f" (stopped early after epoch {stopped[0]}, with the weights of epoch {stopped[1]})"
 
 
 def print_json(value: dict[str, Any]) -> None:

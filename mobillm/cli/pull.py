@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..options import Timeouts
 from .access import add_access, device_tls, device_token
 from .arguments import Subparsers, add_command, file_path
-from .console import print_json
+from .console import early, print_json
 from .failure import DONE
 
 __all__ = ["add", "run"]
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _summary(pulled: Pulled) -> str:
     loss = "" if pulled.loss is None else f", mean loss {pulled.loss:.4f} in the last epoch"
-    lines = [f"trained {pulled.steps} steps{loss}"]
+    lines = [f"trained {pulled.steps} steps{early(pulled.stopped)}{loss}"]
     if pulled.evaluation is not None:
         lines.append(
             "held-out: " + ", ".join(f"{name} {value:.4g}" for name, value in pulled.evaluation.items())

@@ -123,6 +123,8 @@ def _list(args: argparse.Namespace) -> int:
         print(_row(_cells(one)))
     if any(one["attached"] for one in answer["sessions"]):
         print("* a device is attached")
+    if any(one["kept_epoch"] is not None for one in answer["sessions"]):
+        print("~ stopped early; 'mobillm sessions show' has the epoch of the weights it kept")
     return DONE
 
 
@@ -130,7 +132,7 @@ def _cells(one: dict[str, Any]) -> list[str]:
     return [
         one["session"],
         _plain(one["tenant"] or "-"),
-        one["state"] + (" *" if one["attached"] else ""),
+        one["state"] + ("" if one["kept_epoch"] is None else "~") + (" *" if one["attached"] else ""),
         _part(one["steps"], one["total_steps"]),
         _part(one["epoch"], one["epochs"]),
         "-" if one["loss"] is None else _loss(one["loss"]),

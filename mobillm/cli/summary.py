@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..device.dataset import Dataset
+from .console import early
 
 if TYPE_CHECKING:
     from ..device.progress import Report
@@ -50,7 +51,7 @@ def summary(report: Report, args: argparse.Namespace) -> str:
     """Say how a run went, what it cost, and what may be done next."""
     loss = "" if report.loss is None else f", mean loss {report.loss:.4f} in the last epoch"
     trained = "the server trains on alone after" if report.detached else "trained"
-    first = f"{trained} {report.steps} steps in {report.seconds:.1f} s{loss}"
+    first = f"{trained} {report.steps} steps{early(report.stopped)} in {report.seconds:.1f} s{loss}"
     lines = [first + "; an earlier run had sent all samples, so none went through the model in this one"]
     if report.samples:
         lines = [

@@ -309,6 +309,7 @@ def _measured(
         session=uplink.id.hex(),
         steps=taken if finished is None else finished.steps,
         loss=None if finished is None else finished.loss,
+        stopped=None if finished is None else job.spec.stopped(finished.steps),
         detached=finished is None,
         samples=pipeline.samples,
         tokens=pipeline.tokens,

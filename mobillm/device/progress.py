@@ -67,6 +67,8 @@ class Report:
         session: the session's name, 32 hex digits.
         steps: optimizer steps; of a detached run those that had been taken when the device left.
         loss: mean training loss of the last epoch; None when nothing was trained, or the run is detached.
+        stopped: epoch after which early stopping ended training, and the one whose weights were kept; None
+            when it did not.
         detached: whether the device left before the end of training.
         samples, tokens: that went through the forward pass.
         seconds: from the start to the saved result.
@@ -86,6 +88,7 @@ class Report:
     session: str
     steps: int
     loss: float | None
+    stopped: tuple[int, int] | None
     detached: bool
     samples: int
     tokens: int

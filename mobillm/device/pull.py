@@ -31,6 +31,8 @@ class Pulled:
         session: the session's name, 32 hex digits.
         steps: optimizer steps.
         loss: mean training loss of the last epoch; None when nothing was trained.
+        stopped: epoch after which early stopping ended training, and the one whose weights were kept; None
+            when it did not.
         evaluation: figures of the held-out part, computed by the server; None without one.
         seconds: that fetching took, waiting included.
         output: directory of the result.
@@ -40,6 +42,7 @@ class Pulled:
     session: str
     steps: int
     loss: float | None
+    stopped: tuple[int, int] | None
     evaluation: dict[str, float] | None
     seconds: float
     output: str
@@ -115,6 +118,7 @@ async def pull_async(
         session=pending.session.hex(),
         steps=finished.steps,
         loss=finished.loss,
+        stopped=pending.config.spec.stopped(finished.steps),
         evaluation=evaluation,
         seconds=time.monotonic() - start,
         output=str(output),

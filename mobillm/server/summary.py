@@ -38,6 +38,7 @@ def summarise(session: Session, *, attached: bool) -> dict[str, Any]:
     """
     spec, record = session.spec, session.record
     steps = session.steps
+    stopped = None if session.finished is None else spec.stopped(session.finished.steps)
     total = None if spec.batches is None else spec.batches * spec.epochs
     return {
         "session": session.id.hex(),
@@ -56,7 +57,8 @@ def summarise(session: Session, *, attached: bool) -> dict[str, Any]:
         "last": session.last,
         "steps": steps,
         "total_steps": total,
-        "epoch": session.training_epoch,
+        "epoch": session.training_epoch if stopped is None else stopped[0],
+        "kept_epoch": None if stopped is None else stopped[1],
         "epochs": spec.epochs,
         "loss": session.loss,
         "queue_batches": session.waiting,
@@ -68,9 +70,7 @@ def summarise(session: Session, *, attached: bool) -> dict[str, Any]:
 
 def unreadable(session: bytes, failure: str) -> dict[str, Any]:
     """Return the figures of :func:`summarise` for a session of which only its name can be read."""
-    names = (
-        "tenant task model side created ended received durable applied last steps total_steps epoch epochs"
-    )
-    more = "loss queue_batches queue_bytes log_bytes attachments"
+    names = "tenant task model side created ended received durable applied last steps total_steps epoch"
+    more = "kept_epoch epochs loss queue_batches queue_bytes log_bytes attachments"
     known = {"session": session.hex(), "state": "failed", "failure": failure, "attached": False}
     return known | dict.fromkeys([*names.split(), *more.split()])

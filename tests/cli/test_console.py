@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from mobillm.cli.console import configure_logging, print_json, say
+from mobillm.cli.console import configure_logging, early, print_json, say
 
 
 def test_json_is_one_valid_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,3 +52,9 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert datetime.datetime.fromisoformat(first["time"]).utcoffset() == datetime.timedelta(0)
     assert "session" not in second
     assert "ValueError: why" in second["traceback"]
+
+
+def test_early() -> None:
+    """Only a run that stopped early has anything to add."""
+    assert early(None) == ""
+    assert early((3, 1)) == " (stopped early after epoch 3, with the weights of epoch 1)"

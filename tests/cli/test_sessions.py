@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ ONE: dict[str, Any] = {
     "steps": 123456,
     "total_steps": 1234567,
     "epoch": 100,
+    "kept_epoch": None,
     "epochs": 10000,
     "loss": 12.34567,
     "log_bytes": 123_456_789_012,
@@ -107,6 +109,26 @@ def test_no_number_is_cut(
     assert main(["sessions", "list"]) == 0
     out = capsys.readouterr().out
     assert f" {shown} " in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_session_that_stopped_early(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The list marks it and says what the mark means."""
+    one = ONE | {
+        "state": "finished",
+        "steps": 9,
+        "total_steps": 120,
+        "epoch": 3,
+        "epochs": 40,
+        "kept_epoch": 1,
+    }
+    monkeypatch.setattr(sessions, "request", lambda *_, **__: ({"sessions": [one]}, b""))
+    assert main(["sessions", "list"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r" finished~ \* +9/120 +3/40 ", out)
+    assert "~ stopped early; 'mobillm sessions show' has the epoch of the weights" in out
     assert max(map(len, out.splitlines())) <= 80
 
 

@@ -7,7 +7,7 @@ import pathlib
 
 from mobillm.server.engine_local import LocalEngine
 from mobillm.server.session import Session
-from mobillm.server.summary import state_of, summarise
+from mobillm.server.summary import state_of, summarise, unreadable
 from mobillm.server.workers import Workers
 from tests.conftest import Run
 from tests.sessions import NO_BLOBS, new_store, packed, spec
@@ -37,6 +37,7 @@ def test_states_and_figures(run_once: Run, tmp_path: pathlib.Path) -> None:
         assert summarise(session, attached=True) == done
         assert done["log_bytes"] == (session.store.directory / "activations.log").stat().st_size
         json.dumps(done, allow_nan=False)
+        assert unreadable(session.id, "damaged").keys() == done.keys()
         session.failure = "no space"
         assert state_of(session) == "failed"
         await session.close()

@@ -95,6 +95,7 @@ def test_early_stopping(run_once: Run, tmp_path: pathlib.Path, judged: list[int]
     async def main() -> None:
         steps, weights, second = await _trained(tmp_path, None)
         assert steps == 3 * 4
+        assert STOPPING.stopped(steps) == (4, 2)
         assert weights == second
         assert judged == [3, 6, 9, 12, 12]  # the last one is of the final weights
 

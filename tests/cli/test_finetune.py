@@ -15,7 +15,6 @@ import torch
 
 from mobillm.cli import finetune, main
 from mobillm.cli.finetune_specs import codec
-from mobillm.device.progress import Report
 from mobillm.spec import CodecSpec
 from tests.cli.commands import RunningServer, fails
 
@@ -226,32 +225,6 @@ def test_bad_surroundings(
     assert "--taps is '2,9'; expected layer numbers from 0 (the embedding's output) to 3" in text
     (tmp_path / "file").write_text("")
     assert "choose another path" in fails(capsys, *arguments, "--out", str(tmp_path / "file"))
-
-
-def test_a_run_that_had_nothing_left_to_send() -> None:
-    """It gives no figures of a sample: none went through the model."""
-    report = Report(
-        session="0" * 32,
-        steps=6,
-        loss=0.5,
-        detached=False,
-        samples=0,
-        tokens=0,
-        seconds=1.0,
-        stream_seconds=0.0,
-        bytes_sent=300,
-        bytes_fp16=0,
-        device_busy=0.0,
-        server_busy=0.0,
-        both_busy=0.0,
-        losses=0,
-        evaluation=None,
-        output="side",
-    )
-    args = argparse.Namespace(model="m", out="side", dtype="bfloat16", heldout=None, task="classification")
-    lines = finetune._summary(report, args).splitlines()
-    assert "an earlier run had sent all samples" in lines[0]
-    assert lines[1] == "saved to side"
 
 
 def test_tail(

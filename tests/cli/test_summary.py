@@ -13,7 +13,7 @@ from mobillm.device.progress import Report
 REPORT = Report(
     session="0" * 32, steps=4, loss=0.5, detached=False, samples=10, tokens=100, seconds=5.0,
     stream_seconds=4.0, bytes_sent=1000, bytes_fp16=4000, device_busy=2.0, device_rested=0.0,
-    server_busy=1.0, both_busy=0.25, losses=0, evaluation=None, output="side",
+    server_busy=1.0, both_busy=0.25, losses=0, evaluation=None, output="side", stopped=None,
 )  # fmt: skip
 
 
@@ -35,6 +35,14 @@ def test_what_a_run_cost() -> None:
     rested = dataclasses.replace(REPORT, device_rested=2.5)
     text = summary(rested, arguments(nice=True))
     assert "in all 2.0 s of computing, on one thread at a low priority; it rested for 2.5 s\n" in text
+
+
+def test_a_run_that_had_nothing_left_to_send() -> None:
+    """It gives no figures of a sample: none went through the model."""
+    report = dataclasses.replace(REPORT, samples=0, tokens=0, device_busy=0.0)
+    lines = summary(report, arguments()).splitlines()
+    assert "an earlier run had sent all samples" in lines[0]
+    assert lines[1] == "saved to side"
 
 
 def test_the_next_command_uses_the_model_in_the_same_way() -> None:

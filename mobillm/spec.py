@@ -325,8 +325,8 @@ class CodecSpec(_Record):
         bits: widths of codes among which the device chooses for each tap anew, strictly ascending, from
             2 to 8; empty: ``format`` alone. ``format`` is an ``asym`` format of one of them, then.
         compression: ``none``, or ``zstd``: taps may be compressed without loss. A twentieth of their bytes is
-            saved, or a fifth where many texts begin alike; it takes more time than it saves where the link
-            carries more than about 100 Mbit/s.
+            saved for long texts, a fifth for single sentences; it takes more time than it saves where the
+            link carries more than about 100 Mbit/s.
 
     """
 

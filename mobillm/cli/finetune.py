@@ -181,8 +181,8 @@ def _add_side(parser: Parser) -> None:
         "--compression",
         choices=COMPRESSIONS,
         default=codec.compression,
-        help="compress what was packed, without loss: zstd sends a twentieth less, a fifth where many texts "
-        "begin alike, and is slower than none where the link carries more than about 100 Mbit/s "
+        help="compress what was packed, without loss: zstd sends a twentieth less for long texts, a fifth "
+        "for single sentences, and is slower than none where the link carries more than about 100 Mbit/s "
         "(default: %(default)s)",
     )
     group.add_argument(

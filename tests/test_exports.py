@@ -10,6 +10,7 @@ import pytest
 import mobillm.protocol
 
 CONSTANTS = [
+    "CAPABILITY",
     "CONNECTION",
     "EQUALIZERS",
     "HEADER_SIZE",
@@ -26,7 +27,9 @@ CLASSES = [
     "Gap", "Goaway", "Hello", "Message", "Metrics", "Open", "Opened", "Phase", "Ping", "Pong", "Pull",
     "Reject", "Role", "Stored", "StreamPhase", "TensorHeader", "Weights", "Welcome",
 ]  # fmt: skip
-FUNCTIONS = ["checksum", "decode_message", "derive_key", "encode_frame", "tensor_name"]
+FUNCTIONS = [
+    "checksum", "compress", "decode_message", "decompress", "derive_key", "encode_frame", "tensor_name",
+]  # fmt: skip
 
 # Imports a module in an interpreter in which torch cannot be imported.
 SCRIPT = """

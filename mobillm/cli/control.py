@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from ..errors import ConfigError, MobiLLMError
 __all__ = ["request"]
 
 _SOCKET = "control.sock"
+_LOCK = "lock"
 _TIMEOUT = 60.0  # seconds; a step that is under way is finished first
 _LONGEST_PATH = 100  # bytes; the system allows 108
 
@@ -47,7 +49,9 @@ def request(directory: Path, command: str, **values: Any) -> tuple[dict[str, Any
     if not answer or len(data) != answer.get("size", 0):
         raise MobiLLMError("the server ended the connection; look at its log")
     if "refused" in answer:
-        raise ConfigError(*answer["refused"])
+        field, value, expected = answer["refused"]
+        # On the command line it has no name of its own but this one.
+        raise ConfigError("SESSION" if field == "session" else field, value, expected)
     if "error" in answer:
         raise MobiLLMError(answer["error"])
     return answer, data
@@ -71,6 +75,22 @@ def _connect(directory: Path) -> socket.socket:
         raise ConfigError("--data-dir", str(directory), "one of your own; run as the server's user") from exc
     except OSError as exc:
         sock.close()
+        if _in_use(directory):
+            raise MobiLLMError(
+                f"a server uses {directory}, but its socket {path.name} there is gone; restart the server"
+            ) from exc
         expected = "the data directory of a running server; start one with 'mobillm serve'"
         raise ConfigError("--data-dir", str(directory), expected) from exc
     return sock
+
+
+def _in_use(directory: Path) -> bool:
+    """Tell whether a server holds the lock of a data directory."""
+    try:
+        with open(directory / _LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # no server has ever used it
+    return False

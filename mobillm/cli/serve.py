@@ -186,6 +186,7 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(**dict(args.limits))
     _check_exposure(args.listen, tls, args.insecure)
     directory = args.data_dir or data_directory()
+    _check_directory(directory)
     token_file = args.token_file or directory / TOKEN_FILE
     if create_token_file(token_file):
         logger.info("made the token file %s; devices on other machines need a copy", token_file)
@@ -269,6 +270,16 @@ async def _serve(
             print(f"listening on {server.address}", flush=True)
         await stop.wait()
     logger.info("stopped")
+
+
+def _check_directory(directory: Path) -> None:
+    """Make the data directory, or say what is wrong with it, before anything else is looked for in it."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError("data_dir", str(directory), f"a directory ({exc.strerror})") from exc
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        raise ConfigError("data_dir", str(directory), "a directory of your own (permission denied)")
 
 
 def _tls(args: argparse.Namespace) -> ssl.SSLContext | None:

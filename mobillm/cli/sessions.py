@@ -235,8 +235,8 @@ def _short(count: float, units: tuple[str, ...]) -> str:
 
 
 def _loss(value: float) -> str:
-    text = f"{value:.4f}"
-    return text if len(text) <= _LOSS_WIDTH else f"{value:.1e}"
+    texts = (f"{value:.{digits}f}" for digits in (4, 3, 2, 1))
+    return next((text for text in texts if len(text) <= _LOSS_WIDTH), f"{value:.1e}")
 
 
 def _age(seconds: float) -> str:

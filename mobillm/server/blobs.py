@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ..errors import ConfigError, DamageError, StorageError
 from ..protocol import Blob
 from ..spec import SessionSpec
-from .files import sync_directory
+from .files import private, sync_directory
 from .registry import Registry
 
 __all__ = ["BlobReader", "BlobStore", "BlobUpload", "check_total"]
@@ -149,7 +149,7 @@ class BlobUpload:
         # Two devices may upload the same blob at once; each writes its own file.
         self._beside = store.path(first.digest).with_suffix(f".{os.urandom(8).hex()}.part")
         try:
-            self._file = open(self._beside, "xb")  # noqa: SIM115 (open across calls; closed by finish or discard)
+            self._file = open(self._beside, "xb", opener=private)  # noqa: SIM115 (open across calls; closed by finish or discard)
         except OSError as exc:
             raise StorageError(f"{self._beside} cannot be written: {exc.strerror}") from exc
 

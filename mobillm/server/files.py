@@ -7,7 +7,7 @@ import pathlib
 
 from ..errors import StorageError
 
-__all__ = ["replace_file", "sync_directory"]
+__all__ = ["private", "replace_file", "sync_directory"]
 
 
 def replace_file(path: pathlib.Path, data: bytes) -> None:
@@ -19,7 +19,7 @@ def replace_file(path: pathlib.Path, data: bytes) -> None:
     """
     beside = path.with_name(path.name + ".new")
     try:
-        with open(beside, "wb", opener=_private) as file:
+        with open(beside, "wb", opener=private) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -39,5 +39,6 @@ def sync_directory(path: pathlib.Path) -> None:
         os.close(directory)
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
+    """Open a file that only its owner can read, as an ``opener`` of :func:`open`."""
     return os.open(path, flags, 0o600)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -43,6 +43,8 @@ class PrometheusMeter(Meter):
     """
 
     def __init__(self, address: Address) -> None:
+        # They double the series, for what the time of a scrape tells.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._address = address
         self.monitor: Monitor | None = None
         self.registry = CollectorRegistry()

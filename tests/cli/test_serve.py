@@ -112,6 +112,18 @@ def test_limits_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "d").exists()
 
 
+def test_bad_data_directory(bound_by_permissions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot be the data directory is named as such, not the file that would be made in it."""
+    file = bound_by_permissions / "file"
+    file.write_text("")
+    closed = bound_by_permissions / "closed"
+    closed.mkdir(mode=0o500)
+    for place, expected in ((file, "(File exists)"), (closed, "(permission denied)")):
+        text = fails(capsys, "serve", "--data-dir", str(place), status=2)
+        assert text.startswith(f"--data-dir is '{place}'; expected a directory")
+        assert expected in text
+
+
 def test_bad_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A token file without tokens stops the start before anything listens."""
     token = tmp_path / "token"

@@ -97,8 +97,9 @@ def test_the_list_fits_80_columns(
         ({"log_bytes": 999}, "999 B"),
         ({"log_bytes": 999_999}, "1 MB"),
         ({"log_bytes": 12_345}, "12.3 kB"),
-        ({"loss": 1234.5}, "1.2e+03"),
-        ({"loss": 99.99999}, "1.0e+02"),
+        ({"loss": 1234.5}, "1234.50"),
+        ({"loss": 99.99999}, "100.000"),
+        ({"loss": 123456.7}, "1.2e+05"),
     ],
 )
 def test_no_number_is_cut(

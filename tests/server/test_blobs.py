@@ -38,6 +38,7 @@ def test_two_uploads_at_once(tmp_path: pathlib.Path, registry: Registry, no_fd_l
     assert second.add(part(512, 512))
     assert store.read(DIGEST) == DATA
     assert os.listdir(tmp_path / "blobs") == [DIGEST.hex()]
+    assert store.path(DIGEST).stat().st_mode & 0o777 == 0o600
 
 
 def test_wrong_content(tmp_path: pathlib.Path, registry: Registry, no_fd_leak: None) -> None:

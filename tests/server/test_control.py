@@ -61,7 +61,7 @@ def test_list_and_show(run: Run, tmp_path: pathlib.Path, no_fd_leak: None) -> No
             with pytest.raises(ConfigError, match=r"more digits; [0-9]+ sessions begin so"):
                 await ask(tmp_path, "show", session=twice)
             for name in ("", "x", None):
-                with pytest.raises(ConfigError, match="a session of 'mobillm sessions list'"):
+                with pytest.raises(ConfigError, match=r"SESSION is .*; expected a session of"):
                     await ask(tmp_path, "show", session=name)
 
     run(main())
@@ -262,6 +262,22 @@ def test_a_fault_of_the_server(
                 with pytest.raises(MobiLLMError, match="the server failed; its log says why"):
                     await ask(tmp_path, "show", session=session.id.hex())
             await ask(tmp_path, "show", session=session.id.hex())
+
+    run_once(main())
+
+
+def test_the_socket_is_gone(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A server that cannot be asked any more is told from one that does not run."""
+
+    async def main() -> None:
+        async with serving(tmp_path):
+            (tmp_path / SOCKET).unlink()
+            with pytest.raises(
+                MobiLLMError, match=r"its socket control\.sock there is gone; restart the server"
+            ):
+                await ask(tmp_path, "list")
+        with pytest.raises(ConfigError, match="the data directory of a running server"):
+            await ask(tmp_path, "list")
 
     run_once(main())
 

@@ -440,6 +440,9 @@ class Gateway:
         record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=spec)
         store = await self.workers.write(SessionStore.create, self._directory, self._registry, record)
         session = Session(store, self.workers, self.engine, self._meter, self._pace)
+        if session.failure is not None:  # its log could not be made
+            await self.workers.write(store.delete)
+            raise StorageError(session.failure)
         self._add(session)
         logger.info("= %s: session %s opened, task %s", tenant, session.id.hex(), session.spec.task)
         return session

@@ -273,6 +273,27 @@ def test_an_attachment_that_cannot_be_stored(
     run_once(main())
 
 
+def test_a_session_whose_log_cannot_be_made(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused for a time, and nothing of it is left."""
+
+    def full(*_: object) -> None:
+        raise StorageError("no space left on device")
+
+    async def main() -> None:
+        async with serving(tmp_path) as server, device(server) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(SessionStore, "open_log", full)
+                with pytest.raises(RemoteError, match="cannot store a session") as info:
+                    await client.open(spec())
+            assert (info.value.code, info.value.retry_after) == (ErrorCode.STORAGE_FULL, 30.0)
+            assert list((tmp_path / "sessions").iterdir()) == []
+            await client.open(spec())
+
+    run_once(main())
+
+
 def test_weights_can_be_pulled_from_a_full_disk(
     run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mobillm.errors import ConfigError, DamageError, ErrorCode, ModelError, StorageError
+from mobillm.options import Timeouts
 from mobillm.server.refusal import plain, plain_spec, refusal, storage
 from mobillm.spec import SessionSpec
 from tests.helpers import make_spec
@@ -17,6 +18,9 @@ def test_retry_after(code: ErrorCode) -> None:
     """[E-10] [E-4] What may pass by itself names a time, all other codes none."""
     again = refusal(1, code, "no").retry_after
     assert (again is not None and again > 0) == (code.name in PASSING)
+    patience = Timeouts().reconnect
+    assert patience is not None
+    assert again is None or again < patience  # or no device would come again
 
 
 def test_the_rest() -> None:

@@ -42,7 +42,7 @@ def run_demo(args: argparse.Namespace) -> int:
             console.print(f"server: a process of its own, listening on {address}")
             result = _device(console, args, address, token, args.out or place / "side")
         with console.status("measuring what LoRA needs for one step, in a process of its own ..."):
-            result["lora_peak_bytes"] = _lora(args.task, result["longest"])
+            result["lora_peak_bytes"] = _lora(args.task, result["longest"], args.limit)
     result["seconds"] = time.monotonic() - start
     if args.json:
         print_json(result)
@@ -137,9 +137,11 @@ def _device(
     return result
 
 
-def _lora(task: str, length: int) -> int:
+def _lora(task: str, length: int, limit: int | None) -> int:
+    batch = 32 if task == "classification" else 4
+    batch = batch if limit is None else min(batch, limit)
     command = [sys.executable, "-W", "ignore", "-m", "mobillm.cli.demo_lora", "--task", task]
-    command += ["--batch", "32" if task == "classification" else "4", "--length", str(length)]
+    command += ["--batch", str(batch), "--length", str(length)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2]

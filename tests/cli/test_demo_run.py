@@ -10,6 +10,9 @@ import pytest
 
 from mobillm.cli import main
 
+# A LoRA step in bf16 takes a minute alone on a CPU without instructions for it.
+pytestmark = pytest.mark.timeout(300)
+
 
 def demo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
     """Run a small demo; return its figures and what it said meanwhile."""
@@ -22,14 +25,14 @@ def demo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str,
 def test_classification(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
     """All figures of the table come from a real run; the side network and the trace are kept."""
     side, trace = tmp_path / "side", tmp_path / "trace.json"
-    options = ["--limit", "64", "--epochs", "2", "--out", str(side), "--trace", str(trace)]
+    options = ["--limit", "16", "--epochs", "2", "--out", str(side), "--trace", str(trace)]
     result, said = demo(capsys, *options)
     report = result["report"]
-    assert report["samples"] == 80  # 64 and 16 held out
-    assert report["steps"] == 4
+    assert report["samples"] == 24  # 16 and 8 held out
+    assert report["steps"] == 2
     assert 3 < report["bytes_fp16"] / report["bytes_sent"] < 4
     assert 0 < report["evaluation"]["accuracy"] <= 1
-    assert report["evaluation"]["samples"] == 16
+    assert report["evaluation"]["samples"] == 8
     assert 0 < result["head_only"]["accuracy"] <= 1
     assert 300e6 < result["peak_bytes"] < result["lora_peak_bytes"]
     assert len(result["predictions"]) == 3

@@ -1,0 +1,68 @@
+"""What the options of ``mobillm finetune`` say, and which do not go together."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobillm.cli import finetune
+from mobillm.cli.finetune_specs import codec
+from mobillm.spec import CodecSpec
+from tests.cli.commands import fails
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"format": "nf4", "equalize": False}, CodecSpec(format="nf4", equalize=False)),
+        ({}, CodecSpec()),
+        ({"format": "f16"}, CodecSpec(format="f16")),
+        ({"bits": "4,2", "equalize": False}, CodecSpec(equalize=False, bits=(2, 4))),
+        ({"bits": "3", "block": 32}, CodecSpec(format="asym3", block=32)),
+        ({"bits": "8,2"}, CodecSpec(format="asym2", bits=(2, 8))),
+        ({"bits": "auto"}, CodecSpec(format="asym4", bits=(3, 4, 5, 6, 7, 8))),
+        ({"bits": "auto", "min_bits": 5, "max_bits": 6}, CodecSpec(format="asym5", bits=(5, 6))),
+        ({"bits": "auto", "min_bits": 6, "max_bits": 6}, CodecSpec(format="asym6")),
+    ],
+)
+def test_widths(options: dict[str, Any], expected: CodecSpec) -> None:
+    """Widths are one format, a list, or all between two bounds."""
+    defaults = dict.fromkeys(("format", "block", "equalize", "bits", "min_bits", "max_bits"))
+    if "bits" in options:
+        options = {**options, "bits": finetune._bits(options["bits"])}
+    assert codec(argparse.Namespace(**(defaults | options))) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--side-rank", "4"], "--side-rank is 4; expected to be given with --side-kind tail only"),
+        (
+            ["--side-kind", "tail", "--task", "causal-lm"],
+            "expected ladder or parallel for --task",
+        ),
+        (["--side-kind", "head", "--task", "causal-lm"], "expected ladder or parallel for --task causal-lm"),
+        (["--tokens", "loss"], "--tokens is 'loss'; expected all or last for --task classification"),
+        (["--tokens", "last", "--task", "causal-lm"], "--tokens is 'last'; expected all or loss for --task"),
+        (
+            ["--tokens", "loss", "--task", "causal-lm"],
+            "--side-kind is 'ladder'; expected parallel for --tokens loss: attention",
+        ),
+        (["--tokens", "last"], "--side-kind is 'ladder'; expected parallel or head for --tokens last"),
+        (
+            ["--tokens", "last", "--side-kind", "head", "--side-pool", "mean"],
+            "--side-pool is 'mean'; expected last for --tokens last",
+        ),
+        (["--trace", "/dev"], "--trace is '/dev'; expected a file that can be written (Is a directory)"),
+        (["--trace", "/dev/null/trace"], "expected a file that can be written (File exists)"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What does not go together is refused before anything is loaded."""
+    arguments = ["finetune", "--model", "none", "--data", "none", "--out", str(tmp_path / "x"), *options]
+    assert text in fails(capsys, *arguments, status=2)

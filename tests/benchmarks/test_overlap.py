@@ -82,7 +82,7 @@ def test_a_point_with_and_without_overlap(at: Server, backbone: Backbone) -> Non
 def test_the_figures_of_all_points(at: Server, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each operating point has its efficiency, its critical stage, and its time without overlap."""
     small = {name: dataclasses.replace(point, taps="all", size=2, count=6) for name, point in POINTS.items()}
-    small["link_bound"] = dataclasses.replace(small["link_bound"], shape=Shape(rate=1e5, rtt=0.01))
+    small["link_bound"] = dataclasses.replace(small["link_bound"], shape=Shape(rate=3e4, rtt=0.01))
     monkeypatch.setattr(overlap, "POINTS", small)
     found = Bench(at, Console(quiet=True), backbone).efficiency(quick=True)
     assert set(found["efficiency"]) == {"device_bound", "link_bound", "server_bound"}

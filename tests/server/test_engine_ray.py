@@ -28,7 +28,10 @@ from tests.conftest import Run
 from tests.sessions import device, serving, spec, submit, train
 
 # Ray's own sockets and processes outlive the objects that they belong to.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.timeout(300),  # a minute for an actor to be placed and to load torch, more than once
+]
 
 WHAT = spec(epochs=3, batches=4)
 

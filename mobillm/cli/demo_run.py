@@ -42,7 +42,8 @@ def run_demo(args: argparse.Namespace) -> int:
             console.print(f"server: a process of its own, listening on {address}")
             result = _device(console, args, address, token, args.out or place / "side")
         with console.status("measuring what LoRA needs for one step, in a process of its own ..."):
-            result["lora_peak_bytes"] = _lora(args.task, result["longest"], args.limit)
+            lora = _lora(args.task, result["longest"], args.limit)
+            result |= {f"lora_{name}": value for name, value in lora.items()}
     result["seconds"] = time.monotonic() - start
     if args.json:
         print_json(result)
@@ -137,7 +138,7 @@ def _device(
     return result
 
 
-def _lora(task: str, length: int, limit: int | None) -> int:
+def _lora(task: str, length: int, limit: int | None) -> dict[str, Any]:
     batch = 32 if task == "classification" else 4
     batch = batch if limit is None else min(batch, limit)
     command = [sys.executable, "-W", "ignore", "-m", "mobillm.cli.demo_lora", "--task", task]
@@ -146,8 +147,8 @@ def _lora(task: str, length: int, limit: int | None) -> int:
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2]
         raise MobiLLMError(f"the LoRA step failed: {reason}; install the extra mobillm[bench]")
-    peak: int = json.loads(done.stdout)["peak_bytes"]
-    return peak
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
 
 
 def _show(console: Console, task: str, result: dict[str, Any]) -> None:
@@ -169,7 +170,7 @@ def _show(console: Console, task: str, result: dict[str, Any]) -> None:
     table.add_row(
         "peak memory of the device",
         f"{peak / 2**20:.0f} MiB",
-        f"{lora / 2**20:.0f} MiB for one LoRA step: {lora / peak:.1f}x",
+        f"{lora / 2**20:.0f} MiB for one LoRA step in {result['lora_dtype']}: {lora / peak:.1f}x",
     )
     sent, fp16 = report["bytes_sent"], report["bytes_fp16"]
     table.add_row("sent", f"{sent / 1e6:.1f} MB", f"{fp16 / 1e6:.1f} MB in fp16: {fp16 / sent:.1f}x")

@@ -30,7 +30,7 @@ from tests.sessions import device, serving, spec, submit, train
 # Ray's own sockets and processes outlive the objects that they belong to.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.timeout(300),  # a minute for an actor to be placed and to load torch, more than once
+    pytest.mark.timeout(300),
 ]
 
 WHAT = spec(epochs=3, batches=4)
@@ -56,7 +56,9 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.conftest.BOUND", 100.0)  # torch is loaded by each actor
+    # Each actor loads torch, which may take a minute on a machine that does other work, too.
+    monkeypatch.setattr("tests.conftest.BOUND", 250.0)
+    monkeypatch.setattr(worker_ray, "PLACE", 200.0)
 
 
 @contextlib.asynccontextmanager
@@ -157,7 +159,7 @@ def test_a_cluster_without_room(
                 again = await client.attach(session.id, session.spec)
                 with pytest.raises(RemoteError, match="nowhere to train this session now"):
                     await again.wait_finished()
-            monkeypatch.setattr(worker_ray, "PLACE", 60.0)
+            monkeypatch.setattr(worker_ray, "PLACE", 200.0)
             engine._cpus = 0.25
             while not list(tmp_path.glob("ray/sessions/*/checkpoint-000000000009-*")):
                 await asyncio.sleep(0.05)

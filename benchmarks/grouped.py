@@ -33,7 +33,7 @@ from mobillm.spec import ModelSpec, OptimizerSpec, SessionSpec, SideSpec
 
 SESSIONS = 16
 HIDDEN = 576  # as SmolLM2-135M
-REPEATS = 5
+REPEATS = 11
 SIZES = (2, 4, 8, 16)
 SHAPES = (  # samples, width, taps
     (2, 32, 4),

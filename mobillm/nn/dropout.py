@@ -4,49 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 __all__ = ["Dropout", "MaskSource"]
 
 _MIX = 0x9E3779B97F4A7C15  # odd constant of splitmix64: neighbouring steps get unrelated seeds
+_LEVELS = 1 << 16  # a value is kept or not by 16 random bits; a float for each takes three times as long
 
 
 class MaskSource:
-    """Random numbers for all dropout layers of one network.
+    """Random masks for all dropout layers of one network.
 
     Args:
-        seed: of the network; two networks with the same seed and step draw the same masks.
+        seed: of the network; two networks with the same seed and step draw the same masks on the same kind of
+            device.
 
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._step = 0
-        self._generator: torch.Generator | None = None
+        self.begin(0)
 
     def begin(self, step: int) -> None:
         """Start the masks of optimizer step ``step`` anew, whatever was drawn before."""
         self._step = step
-        self._generator = None
+        self._bits: np.random.PCG64DXSM | None = None
+        self._generator: torch.Generator | None = None
 
     def keep(self, like: Tensor, probability: float) -> Tensor:
         """Draw a boolean mask of ``like``'s shape that is true with ``probability``."""
-        return self._draw(like.shape, like.device) < probability
+        return self.keep_all([like.numel()], probability, like.device).view(like.shape)
 
     def keep_all(self, sizes: Sequence[int], probability: float, device: torch.device) -> Tensor:
         """Draw what :meth:`keep` would draw for so many values each, one after the other; in one vector."""
-        # A CPU's generator gives the same numbers however many are drawn at a time.
-        drawn = [sum(sizes)] if device.type == "cpu" else sizes
-        return torch.cat([self._draw((size,), device) < probability for size in drawn])
+        if device.type != "cpu":  # drawn where they are needed
+            return torch.cat([self._floats(size, device) < probability for size in sizes])
+        drawn = np.concatenate([self._words(size) for size in sizes])
+        levels = max(1, round(probability * _LEVELS))  # of those that words have, from the lowest
+        return torch.from_numpy(drawn) <= levels - _LEVELS // 2 - 1
 
-    def _draw(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        generator = self._generator
-        if generator is None or generator.device != device:
-            generator = torch.Generator(device)
-            generator.manual_seed((self._seed + (self._step + 1) * _MIX) % (1 << 63))
-            self._generator = generator
-        return torch.rand(shape, generator=generator, device=device)
+    def _words(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
+        if self._bits is None:
+            self._bits = np.random.PCG64DXSM([self._seed, self._step])
+        words: np.ndarray[tuple[int], np.dtype[np.uint64]] = self._bits.random_raw((size + 3) // 4)
+        return words.view(np.int16)[:size]
+
+    def _floats(self, size: int, device: torch.device) -> Tensor:
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device)
+            self._generator.manual_seed((self._seed + (self._step + 1) * _MIX) % (1 << 63))
+        return torch.rand(size, generator=self._generator, device=device)
 
 
 class Dropout(nn.Module):

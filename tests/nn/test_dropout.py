@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mobillm.nn.dropout import Dropout, MaskSource
@@ -26,6 +27,21 @@ def test_masks_follow_seed_and_step() -> None:
     assert not torch.equal(draw(3, 7), draw(4, 7))
     assert torch.equal(before, torch.random.get_rng_state())
     assert draw((1 << 63) - 1, 1 << 40).shape == values.shape
+
+
+@pytest.mark.parametrize("keep", [2.0**-20, 0.1, 0.5, 0.9, 1.0 - 2.0**-20])
+def test_share_that_is_kept(keep: float) -> None:
+    """As many values are kept as asked for, also next to none and all."""
+    share = float(MaskSource(1).keep(torch.empty(1000, 1000), keep).float().mean())
+    assert share == pytest.approx(keep, abs=0.002)
+
+
+def test_all_at_once() -> None:
+    """Masks of several layers, drawn in one go, are those drawn one after the other."""
+    sizes = [1, 7, 8, 30]
+    one, other = MaskSource(2), MaskSource(2)
+    apart = [one.keep(torch.empty(size), 0.5) for size in sizes]
+    assert torch.equal(other.keep_all(sizes, 0.5, torch.device("cpu")), torch.cat(apart))
 
 
 def test_scale_and_modes() -> None:

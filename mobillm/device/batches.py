@@ -23,6 +23,9 @@ _MOST_CLASSES = 1 << 22
 # Batches whose samples are sorted by length together: enough to make padding rare in the forward pass,
 # few enough that batches stay random.
 GROUP = 16
+# Tokens of a batch that equalizers can be calibrated on: from 120 tokens of the shortest texts their error is
+# a tenth larger, from 256 no longer (benchmarks/LOG.md).
+ENOUGH = 256
 
 
 def make_batches(
@@ -50,7 +53,8 @@ def make_batches(
             texts as they are.
 
     Returns:
-        batches in the order they are to be sent.
+        batches in the order they are to be sent. The first one is small, as link and server have nothing
+        to do until it is through the backbone, but large enough to calibrate the equalizers on.
 
     Raises:
         DataError: an example has no tokens, or no target to learn from that fits the task.
@@ -66,7 +70,15 @@ def make_batches(
         group = sorted(order[start : start + span], key=lambda index: len(samples[index][0]))
         chunks += [group[at : at + batch_size] for at in range(0, len(group), batch_size)]
     generator.shuffle(chunks)
+    if chunks:
+        first = min(range(len(chunks)), key=lambda at: _fitness(sum(len(samples[i][0]) for i in chunks[at])))
+        chunks[0], chunks[first] = chunks[first], chunks[0]
     return [_batch([samples[index] for index in chunk], task, heldout) for chunk in chunks]
+
+
+def _fitness(tokens: int) -> tuple[bool, int]:
+    """Return what is least for the batch that should come first."""
+    return tokens < ENOUGH, tokens if tokens >= ENOUGH else -tokens
 
 
 _Sample = tuple[list[int], list[float]]

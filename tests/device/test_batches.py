@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm.device.batches import GROUP, make_batches
+from mobillm.device.batches import ENOUGH, GROUP, make_batches
 from mobillm.device.dataset import Example
 from mobillm.errors import DataError
 from mobillm.nn.backbone import Backbone
@@ -44,6 +44,20 @@ def test_classification(backbone: Backbone) -> None:
     spread = [max(map(len, b.input_ids)) - min(map(len, b.input_ids)) for b in batches]
     assert sum(spread) / len(spread) < 1.5
     assert 4 * GROUP < 100  # more than one group
+
+
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_the_first_batch_is_small_but_large_enough(backbone: Backbone, batch_size: int) -> None:
+    """It has the fewest tokens of those to calibrate on; without such a one it is the largest."""
+    for seed in range(3):
+        batches = make_batches(
+            backbone, examples(500), task="classification", batch_size=batch_size, max_length=9, seed=seed
+        )
+        tokens = [sum(map(len, batch.input_ids)) for batch in batches]
+        assert min(tokens) < ENOUGH
+        assert (max(tokens) >= ENOUGH) == (batch_size == 64)
+        large = [count for count in tokens if count >= ENOUGH]
+        assert tokens[0] == (min(large) if large else max(tokens))
 
 
 def test_ending(backbone: Backbone) -> None:

@@ -1,4 +1,4 @@
-"""Tests of mobillm.cli.conformance."""
+"""Tests of mobillm.cli.conformance_run."""
 
 from __future__ import annotations
 

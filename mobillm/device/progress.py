@@ -130,10 +130,10 @@ class Watch:
         if metrics.loss is not None:
             self._loss = metrics.loss
         connection = self._uplink.session.connection
-        offset = connection.clock_offset or 0.0
-        if connection.round_trip is not None:
+        offset = connection.keepalive.clock_offset or 0.0
+        if connection.keepalive.round_trip is not None:
             # Half a round trip is the most that the offset can be off, whichever way was the slower one.
-            self._trace.clock_error = connection.round_trip / 2
+            self._trace.clock_error = connection.keepalive.round_trip / 2
         for kind, seq, start, duration in metrics.spans:
             if kind >= len(SPAN_NAMES):
                 continue  # of a newer server

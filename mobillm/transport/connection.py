@@ -10,7 +10,6 @@ import asyncio
 import collections
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import Self, cast
@@ -26,6 +25,7 @@ from ..errors import (
 from ..options import Limits, Timeouts
 from ..protocol import Auth, Bye, Endpoint, Goaway, Message, Phase, Ping, Pong, Role, Welcome
 from .budget import CHARGED, Budget
+from .keepalive import Keepalive
 from .sockets import peer_of, tune, unsent
 
 __all__ = ["ALPN", "Connection"]
@@ -61,9 +61,7 @@ class Connection(asyncio.BufferedProtocol):
         endpoint: the protocol core.
         bytes_sent, bytes_received: bytes handed to and taken from the transport.
         credit_wait, link_wait: seconds that charged messages waited for credit and for the link.
-        round_trip: seconds between the last PING and its PONG; None before the first.
-        clock_offset: what to add to our monotonic clock to get the peer's, in seconds, from the PONG
-            with the shortest round trip; None when the peer does not tell.
+        keepalive: round trip and the offset of the peer's clock.
 
     """
 
@@ -83,13 +81,11 @@ class Connection(asyncio.BufferedProtocol):
         self.bytes_received = 0
         self.credit_wait = 0.0
         self.link_wait = 0.0
-        self.round_trip: float | None = None
-        self.clock_offset: float | None = None
         self._on_hello = on_hello
         self._budget = budget
         self._dropped = 0  # frames that the budget has paid for
-        self._best_round_trip = float("inf")
         self._loop = asyncio.get_running_loop()
+        self.keepalive = Keepalive(timeouts, self._loop.time())
         self._transport: asyncio.Transport | None = None
         self._messages: collections.deque[Message] = collections.deque()
         self._held = 0  # payload bytes in _messages
@@ -100,8 +96,6 @@ class Connection(asyncio.BufferedProtocol):
         self._lingering = False
         self._leaving = False  # we said goodbye: what still comes is dropped
         self._waiters: list[asyncio.Future[None]] = []
-        self._last_read = self._loop.time()
-        self._ping_sent: tuple[bytes, float] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._opened = self._loop.create_future()
         endpoint.on_ping = self._answer
@@ -130,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take received bytes in."""
         self.bytes_received += nbytes
-        self._last_read = self._loop.time()
+        self.keepalive.last_read = self._loop.time()
         if self.endpoint.buffer_updated(nbytes):
             self._after()
 
@@ -221,7 +215,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _dispatch(self, message: Message) -> None:
         if isinstance(message, Pong):
-            self._measure(message)
+            self.keepalive.measure(message)
         elif isinstance(message, (Welcome, Auth)):
             self._arm(self.timeouts.keepalive)
             if not self._opened.done():
@@ -267,34 +261,20 @@ class Connection(asyncio.BufferedProtocol):
             text = f"no complete handshake within {self.timeouts.handshake:g} s"
             self._give_up(ErrorCode.HANDSHAKE_TIMEOUT, text)
             return
-        keepalive, reply = self.timeouts.keepalive, self.timeouts.keepalive_reply
-        if keepalive is None:
-            return
+        now = self._loop.time()
         if not self._reading:
-            self._last_read = self._loop.time()  # it is us who do not read; the peer is not to blame
-        idle = self._loop.time() - self._last_read
-        if reply is not None and idle >= keepalive + reply:
-            self._give_up(ErrorCode.IDLE_TIMEOUT, f"nothing was received for {idle:.0f} s")
+            self.keepalive.last_read = now  # it is us who do not read; the peer is not to blame
+        if self.keepalive.gives_up(now, self.bytes_sent - self.unsent):
+            silent = self.keepalive.idle(now)
+            self._give_up(ErrorCode.IDLE_TIMEOUT, f"nothing was received for {silent:.0f} s")
             return
-        if idle >= keepalive:
+        if self.keepalive.is_due(now):
             self.ping()
-            self._arm(keepalive if reply is None else keepalive + reply - idle)
-        else:
-            self._arm(keepalive - idle)
+        self._arm(self.keepalive.wait(now))
 
     def _give_up(self, code: ErrorCode, text: str) -> None:
         self.endpoint.fail(code, text)
         self._after()
-
-    def _measure(self, message: Pong) -> None:
-        if self._ping_sent is None or self._ping_sent[0] != message.data:
-            return
-        now = time.monotonic()
-        sent, self._ping_sent = self._ping_sent[1], None
-        self.round_trip = now - sent
-        if message.time is not None and self.round_trip < self._best_round_trip:
-            self._best_round_trip = self.round_trip
-            self.clock_offset = message.time / 1e6 - (sent + now) / 2
 
     def _wake(self) -> None:
         if not self._waiters:
@@ -439,7 +419,7 @@ class Connection(asyncio.BufferedProtocol):
     def _resume(self) -> None:
         if not self._reading:
             self._reading = True
-            self._last_read = self._loop.time()
+            self.keepalive.last_read = self._loop.time()
             self._pause(False)
 
     def __aiter__(self) -> Self:
@@ -455,10 +435,9 @@ class Connection(asyncio.BufferedProtocol):
             raise StopAsyncIteration from None
 
     def ping(self) -> None:
-        """Send a PING if none is under way; its PONG updates :attr:`round_trip`."""
-        if self._ping_sent is None and self.is_open:
-            self._ping_sent = (os.urandom(8), time.monotonic())
-            self.post(Ping(data=self._ping_sent[0]))
+        """Send a PING if none is under way."""
+        if self.is_open and (message := self.keepalive.ping(self.bytes_sent, self.unsent)) is not None:
+            self.post(message)
 
     def fail(self, code: ErrorCode, text: str, retry_after: float | None = None) -> None:
         """Close the connection with an error that the peer is told."""

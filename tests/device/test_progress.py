@@ -15,7 +15,8 @@ from tests.sessions import spec
 
 def watch_on(busy: list[tuple[float, float]], offset: float | None = 0.0) -> tuple[Watch, Any, Trace]:
     """Return a watch on an uplink and a pipeline that only hold figures."""
-    session = types.SimpleNamespace(connection=types.SimpleNamespace(clock_offset=offset, round_trip=0.004))
+    keepalive = types.SimpleNamespace(clock_offset=offset, round_trip=0.004)
+    session = types.SimpleNamespace(connection=types.SimpleNamespace(keepalive=keepalive))
     uplink = types.SimpleNamespace(
         session=session, bytes_sent=0, metrics=None, on_metrics=None, spec=spec(epochs=3)
     )

@@ -125,7 +125,7 @@ def test_row_40_credit_goes_back(run_once: Run) -> None:
                 assert isinstance(await near.recv(), Credit)
                 assert near.endpoint.credit(1) == expected
             near.ping()
-            await eventually(lambda: near.round_trip is not None)
+            await eventually(lambda: near.keepalive.round_trip is not None)
 
     run_once(main())
 
@@ -165,9 +165,9 @@ def test_row_41_training_stalls(
             assert not sending.done()
             assert uplink.session.sent <= 16
             assert uplink.session.applied == 0
-            before = uplink.session.connection.round_trip
+            before = uplink.session.connection.keepalive.round_trip
             uplink.session.connection.ping()
-            await eventually(lambda: uplink.session.connection.round_trip != before, 1.0)
+            await eventually(lambda: uplink.session.connection.keepalive.round_trip != before, 1.0)
             gate.set()
             await sending
             require_same(await rest(uplink), expected)

@@ -407,6 +407,6 @@ def test_row_28_cancelled_read(run: Run) -> None:
                 async with asyncio.timeout(2.0):
                     assert await near.recv() == big
             near.ping()
-            await eventually(lambda: near.round_trip is not None)
+            await eventually(lambda: near.keepalive.round_trip is not None)
 
     run(main())

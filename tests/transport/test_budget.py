@@ -161,7 +161,7 @@ def test_a_flood_ends_its_own_connection_only(run: Run, kind: str) -> None:
             assert "too many" in info.value.text
             assert calm.is_open
             calm.ping()
-            await eventually(lambda: calm.round_trip is not None)
+            await eventually(lambda: calm.keepalive.round_trip is not None)
             await eventually(lambda: listening.connections == 1)
 
     run(main())
@@ -204,7 +204,7 @@ def test_many_small_parts_are_no_flood(run: Run) -> None:
                 near.post(Data(stream=1, seq=1, tensor=0, offset=offset, payload=b"x", **extra))
             near.ping()
             await asyncio.sleep(0)
-            await eventually(lambda: near.round_trip is not None)
+            await eventually(lambda: near.keepalive.round_trip is not None)
 
     run(main())
 
@@ -230,7 +230,7 @@ def test_frames_of_a_failed_stream(run: Run) -> None:
                 extra = head if offset == 0 else {}
                 near.post(Data(stream=1, seq=1, tensor=0, offset=offset, payload=b"x", **extra))
             near.ping()
-            await eventually(lambda: near.round_trip is not None)
+            await eventually(lambda: near.keepalive.round_trip is not None)
             for _ in range(600):
                 near.post(Eval(stream=1))
             with pytest.raises(ConnectionClosedError, match="CALM: too many frames that are only dropped"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
+import socket
 import time
 from typing import Any
 
@@ -47,9 +49,9 @@ def test_keepalive_pings_an_idle_peer(run: Run) -> None:
 
     async def main() -> None:
         async with pair(timeouts=KEEPALIVE) as (near, far):
-            await eventually(lambda: near.round_trip is not None)
-            assert 0 <= (near.round_trip or 0.0) < 1.0
-            assert abs(near.clock_offset or 0.0) < 0.5  # both are on this machine's clock
+            await eventually(lambda: near.keepalive.round_trip is not None)
+            assert 0 <= (near.keepalive.round_trip or 0.0) < 1.0
+            assert abs(near.keepalive.clock_offset or 0.0) < 0.5  # both are on this machine's clock
             await asyncio.sleep(0.6)
             assert near.is_open
             assert far.is_open
@@ -72,6 +74,32 @@ def test_keepalive_finds_a_dead_peer(run: Run) -> None:
     run(main())
 
 
+def test_keepalive_waits_while_the_network_takes_what_is_ahead_of_the_ping(run: Run) -> None:
+    """[K-30] On a slow link a peer is not dead that cannot have seen the PING; once nothing moves, it is."""
+
+    async def main() -> None:
+        async with pair(timeouts=KEEPALIVE) as (near, far):
+            await attach(near, far)
+            assert far._transport is not None
+            far._pause(True)
+            sock = far._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
+            for number in range(40):
+                near.post(part(number, size=100_000))
+            start = time.monotonic()
+            while time.monotonic() - start < 1.5:  # three times what an idle connection is given
+                await asyncio.sleep(0.05)
+                with contextlib.suppress(BlockingIOError):
+                    os.read(sock.fileno(), 1 << 15)
+            assert near.is_open
+            assert near.keepalive.round_trip is None
+            with pytest.raises(ConnectionClosedError) as info:
+                await asyncio.wait_for(until_end(near), 5.0)
+            assert info.value.code == ErrorCode.IDLE_TIMEOUT
+
+    run(main())
+
+
 def test_keepalive_does_not_blame_the_peer_for_our_not_reading(run: Run) -> None:
     """While we hold reading back, silence proves nothing."""
 
@@ -82,7 +110,9 @@ def test_keepalive_does_not_blame_the_peer_for_our_not_reading(run: Run) -> None
             await eventually(lambda: not far._reading)
             # The server does not read on for longer than both bounds, and yet keeps the connection.
             for _ in range(8):
-                near._last_read = near._loop.time()  # the device cannot know; its own bound is not the matter
+                near.keepalive.last_read = (
+                    near._loop.time()
+                )  # the device cannot know; its own bound is not the matter
                 await asyncio.sleep(0.1)
             assert far.is_open
             reading = asyncio.get_running_loop().create_task(take(far, 1000))
@@ -196,8 +226,8 @@ def test_control_frames_overtake_data(run: Run) -> None:
             reading = asyncio.get_running_loop().create_task(take(far, 400))
             await asyncio.sleep(0)
             near.ping()
-            await eventually(lambda: near.round_trip is not None)
-            assert (near.round_trip or 9.0) < 1.0
+            await eventually(lambda: near.keepalive.round_trip is not None)
+            assert (near.keepalive.round_trip or 9.0) < 1.0
             assert await sending == await reading == 400
 
     run(main())

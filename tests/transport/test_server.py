@@ -189,7 +189,7 @@ def test_the_handshake_has_room_for_some(run: Run, no_fd_leak: None, bounds: dic
                 assert (info.value.code, info.value.retry_after) == (ErrorCode.SERVER_BUSY, BUSY_PAUSE)
                 await eventually(lambda: listening.connections == 4)
             inside.ping()
-            await eventually(lambda: inside.round_trip is not None)
+            await eventually(lambda: inside.keepalive.round_trip is not None)
             held[0].close()
             await eventually(lambda: listening.connections == 3)
             await (await device(listening)).close()
@@ -210,7 +210,7 @@ def test_those_who_are_turned_away_are_bounded_too(run: Run, no_fd_leak: None) -
             held = await _hold(listening.address.port, 60)
             assert listening.connections <= 1 + 4 + 4
             inside.ping()
-            await eventually(lambda: inside.round_trip is not None)
+            await eventually(lambda: inside.keepalive.round_trip is not None)
             for writer in held:
                 writer.close()
             await inside.close()

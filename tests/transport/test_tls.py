@@ -56,7 +56,7 @@ def test_tls_13_with_our_alpn_name(run: Run, files: Files, no_fd_leak: None) -> 
                 tls = connection._transport.get_extra_info("ssl_object")
                 assert tls.version() == "TLSv1.3"
                 connection.ping()
-                await eventually(lambda: connection.round_trip is not None)
+                await eventually(lambda: connection.keepalive.round_trip is not None)
             await eventually(lambda: far.connections == 0)
 
     run(main())
@@ -163,7 +163,7 @@ def test_tls_backpressure(run: Run, files: Files) -> None:
             device(far, tls=device_context(files.ca)) as connection,
         ):
             connection.ping()
-            await eventually(lambda: connection.round_trip is not None)
+            await eventually(lambda: connection.keepalive.round_trip is not None)
 
     run(main())
 
@@ -198,7 +198,7 @@ def test_tls_handshakes_under_way_are_bounded(run: Run, files: Files, no_fd_leak
             assert sum(ending.done() for ending in endings) == 6
             assert far.connections == 1
             inside.ping()
-            await eventually(lambda: inside.round_trip is not None)
+            await eventually(lambda: inside.keepalive.round_trip is not None)
             await asyncio.gather(*endings, return_exceptions=True)
             await (await device(far, tls=device_context(files.ca))).close()
             for _, writer in silent:

@@ -158,7 +158,7 @@ def test_one_ping_at_a_time_and_stray_pongs(run: Run) -> None:
             assert near.bytes_sent == before
             for end in (near, far):
                 end.ping()
-                while end.round_trip is None:
+                while end.keepalive.round_trip is None:
                     await asyncio.sleep(0.002)
             assert near.is_open
             assert far.is_open

@@ -32,6 +32,7 @@ __all__ = [
     "SessionSpec",
     "SideSpec",
     "TailSpec",
+    "check_tokens",
 ]
 
 TASKS = ("causal-lm", "classification", "regression")
@@ -427,7 +428,7 @@ class SessionSpec(_Record):
             )
         else:
             _check(self.head is None, "head", self.head, f"nothing for {self.task}")
-        self._check_tokens()
+        check_tokens(self.tokens, self.task, self.side)
         self._check_tail()
 
     def stopped(self, steps: int) -> tuple[int, int] | None:
@@ -468,17 +469,28 @@ class SessionSpec(_Record):
         grouped = self.tail.kv_heads != heads and self.tail.architecture == "opt"
         _check(not grouped, "tail.kv_heads", self.tail.kv_heads, f"tail.heads = {heads} for opt")
 
-    def _check_tokens(self) -> None:
-        _check(self.tokens in TOKENS, "tokens", self.tokens, f"one of {', '.join(TOKENS)}")
-        if self.tokens == "all":
-            return
-        fitting = "loss" if self.task == "causal-lm" else "last"
-        _check(self.tokens == fitting, "tokens", self.tokens, f"all or {fitting} for {self.task}")
-        kinds = ("parallel",) if self.task == "causal-lm" else ("parallel", "head")
-        alone = f"{' or '.join(kinds)} for tokens = {self.tokens}: attention needs the tokens left out"
-        _check(self.side.kind in kinds, "side.kind", self.side.kind, alone)
-        if self.tokens == "last":
-            _check(self.side.pool == "last", "side.pool", self.side.pool, "last for tokens = last")
+
+def check_tokens(tokens: str, task: str, side: SideSpec) -> None:
+    """Check that a task and a side network can do with the chosen tokens.
+
+    Args:
+        tokens: ``all``, ``loss`` or ``last``.
+        task: of the session.
+        side: its side network.
+
+    Raises:
+        ConfigError: they cannot.
+
+    """
+    _check(tokens in TOKENS, "tokens", tokens, f"one of {', '.join(TOKENS)}")
+    if tokens == "all":
+        return
+    fitting, kinds = ("loss", ("parallel",)) if task == "causal-lm" else ("last", ("parallel", "head"))
+    _check(tokens == fitting, "tokens", tokens, f"all or {fitting} for the task {task}")
+    alone = f"{' or '.join(kinds)} for the tokens {tokens!r}: attention needs those left out"
+    _check(side.kind in kinds, "side.kind", side.kind, alone)
+    if tokens == "last":
+        _check(side.pool == "last", "side.pool", side.pool, "last for the tokens 'last'")
 
 
 def _is_digest(text: str) -> bool:

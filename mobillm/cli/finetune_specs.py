@@ -7,7 +7,7 @@ import dataclasses
 
 from ..errors import ConfigError
 from ..formats import Format
-from ..spec import CodecSpec, OptimizerSpec, SideSpec
+from ..spec import CodecSpec, OptimizerSpec, SideSpec, check_tokens
 
 __all__ = ["MAX_BITS", "MIN_BITS", "codec", "settle_kind", "specs"]
 
@@ -54,26 +54,13 @@ def settle_kind(args: argparse.Namespace) -> None:
         args.taps = "third" if tail else "every:4"
     if args.task == "causal-lm" and args.side_kind not in ("ladder", "parallel"):
         raise ConfigError("side_kind", args.side_kind, "ladder or parallel for --task causal-lm")
-    if args.tokens != "all":
-        _check_tokens(args)
+    check_tokens(args.tokens, args.task, SideSpec(kind=args.side_kind, pool=args.side_pool))
     if not tail:
         return
     if args.dtype in ("int8", "int4"):
         raise ConfigError("dtype", args.dtype, "bfloat16, float16 or float32 with --side-kind tail")
     # Of the layers above the tap none has to be in memory, then.
     args.stream_weights = True
-
-
-def _check_tokens(args: argparse.Namespace) -> None:
-    """Refuse a choice of tokens that the task or the side network cannot do with."""
-    fitting, kinds = ("loss", ["parallel"]) if args.task == "causal-lm" else ("last", ["parallel", "head"])
-    if args.tokens != fitting:
-        raise ConfigError("tokens", args.tokens, f"all or {fitting} for --task {args.task}")
-    if args.side_kind not in kinds:
-        alone = f"{' or '.join(kinds)} for --tokens {args.tokens}: attention needs the tokens left out"
-        raise ConfigError("side_kind", args.side_kind, alone)
-    if args.tokens == "last" and args.side_pool != "last":
-        raise ConfigError("side_pool", args.side_pool, "last for --tokens last")
 
 
 def codec(args: argparse.Namespace) -> CodecSpec:

@@ -75,8 +75,9 @@ class ProgressDisplay:
             self._draw(figures)
         elif changed or time.monotonic() - self._shown >= _LINE_INTERVAL:
             self._shown = time.monotonic()
-            done = f"{figures.samples}/{figures.total_samples} samples"
-            print(f"{_STAGES[figures.stage]}: {done}  {describe(figures)}", file=sys.stderr, flush=True)
+            # What is only fetched was sent by an earlier run.
+            sent = f"{figures.samples}/{figures.total_samples} samples  " if figures.total_samples else ""
+            print(f"{_STAGES[figures.stage]}: {sent}{describe(figures)}", file=sys.stderr, flush=True)
 
     def _draw(self, figures: Figures) -> None:
         if self._live is None:

@@ -29,6 +29,8 @@ class Timeouts:
             only where the system has it.
         reconnect: how long a device tries to come back after its connection was lost; None tries for
             ever. A first connection that fails is not tried again.
+        away: how long the device of an unfinished session may be away before the server writes the session
+            to the disk and frees its memory until the device comes back; None keeps it in memory.
 
     """
 
@@ -40,6 +42,7 @@ class Timeouts:
     drain: float | None = 10.0
     unacknowledged: float | None = 30.0
     reconnect: float | None = 60.0
+    away: float | None = 60.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

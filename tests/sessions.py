@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import weakref
 from collections.abc import AsyncIterator
@@ -34,6 +35,7 @@ __all__ = [
     "arrays",
     "device",
     "new_store",
+    "open_logs",
     "packed",
     "serving",
     "sparse",
@@ -148,3 +150,10 @@ async def train(client: Client, what: SessionSpec, batches: int) -> tuple[Sessio
     await session.finish()
     await session.wait_finished()
     return session, await session.pull()
+
+
+def open_logs(folder: pathlib.Path) -> list[str]:
+    """Return the activation logs below a folder that this process has open."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    files = [os.readlink(link) for link in links if os.path.exists(link)]  # not the listing's own
+    return [name for name in files if name.startswith(str(folder)) and name.endswith(".log")]

@@ -23,6 +23,7 @@ def test_default_timeouts() -> None:
         "drain": 10.0,
         "unacknowledged": 30.0,
         "reconnect": 60.0,
+        "away": 60.0,
     }
 
 

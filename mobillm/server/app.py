@@ -59,7 +59,7 @@ async def serve(
         OSError: the address cannot be listened on, or the directory cannot be used.
 
     """
-    limits = limits or Limits()
+    limits, timeouts = limits or Limits(), timeouts or Timeouts()
     meter = meter or Meter()
     gateway = Gateway(
         directory,
@@ -70,6 +70,7 @@ async def serve(
         engine=engine,
         group=group,
         meter=meter,
+        away=timeouts.away,
     )
     control = Control(gateway, directory)
     try:

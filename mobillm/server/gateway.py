@@ -21,6 +21,7 @@ from .lock import DirectoryLock
 from .memory import Memory
 from .meter import Meter
 from .pace import Pace
+from .parking import Parking
 from .quota import Quota
 from .refusal import CANCELLED, NOWHERE, plain, plain_spec, refusal, storage
 from .registry import Registry, SessionRecord
@@ -49,6 +50,7 @@ class Gateway:
         engine: trains the sessions; None does so in the server's own training thread. Closed at the end.
         group: most sessions whose steps are taken together; not used with an engine.
         meter: counts what happens.
+        away: seconds after which a session that waits for its device is parked; None: never.
 
     Attributes:
         sessions: all of them, by id.
@@ -75,6 +77,7 @@ class Gateway:
         engine: Engine | None = None,
         group: int = 1,
         meter: Meter | None = None,
+        away: float | None = None,
     ) -> None:
         self.limits = limits
         self._keep = keep
@@ -103,7 +106,7 @@ class Gateway:
         self.workers = Workers(group)
         self.engine = engine or LocalEngine(self.workers, device)
         self._attachments: dict[bytes, Attachment] = {}
-        self._parking: set[asyncio.Task[None]] = set()
+        self._parking = Parking(self.is_attached, away)
         self._stalling: dict[bytes, asyncio.Task[None]] = {}  # that wait for room in the engine
         self._quota = Quota(limits, self._attachments)
         self._memory = Memory(limits.memory, limits.frame + HEADER_SIZE)
@@ -179,18 +182,8 @@ class Gateway:
     def _add(self, session: Session) -> None:
         self.sessions[session.id] = session
         self._quota.add(session)
-        session.on_finished = lambda: self._finished(session)
+        session.on_finished = lambda: self._parking.finished(session)
         session.on_stalled = lambda: self._stalled(session)
-
-    def _finished(self, session: Session) -> None:
-        task = asyncio.get_running_loop().create_task(self._park(session))
-        self._parking.add(task)
-        task.add_done_callback(self._parking.discard)
-
-    async def _park(self, session: Session) -> None:
-        """Free what a session holds, unless a device is attached to it."""
-        if session.id not in self._attachments:
-            await session.park()
 
     def _load(self, session_id: bytes) -> Session:
         store = SessionStore(self._directory / session_id.hex(), self._registry, session_id)
@@ -232,6 +225,7 @@ class Gateway:
         del self.sessions[session.id]
         self._quota.remove(session)
         await _ended(self._stalling.get(session.id))
+        await self._parking.forget(session.id)
         await session.cancel()
         await self.workers.write(session.store.delete)
 
@@ -272,7 +266,7 @@ class Gateway:
     async def close(self) -> None:
         """Write a checkpoint of each session, end the threads, and give the directory free."""
         await _ended(*self._stalling.values())
-        await asyncio.gather(*self._parking)
+        await self._parking.close()
         for session in self.sessions.values():
             try:
                 await session.close()
@@ -338,8 +332,7 @@ class Gateway:
         if self._attachments.get(attachment.session.id) is attachment:
             del self._attachments[attachment.session.id]
         await attachment.close()
-        if attachment.session.id not in self._attachments:
-            await self._park(attachment.session)
+        await self._parking.left(attachment.session)
 
     async def _open(self, connection: Connection, message: Open, streams: dict[int, Attachment]) -> None:
         tenant = connection.endpoint.tenant

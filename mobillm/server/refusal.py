@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import ConfigError, DamageError, ErrorCode, MobiLLMError, StorageError
+from ..errors import ConfigError, DamageError, EngineError, ErrorCode, MobiLLMError, StorageError
 from ..protocol import Error
 
-__all__ = ["CANCELLED", "NOWHERE", "plain", "plain_spec", "refusal", "storage"]
+__all__ = ["CANCELLED", "NOWHERE", "failure", "plain", "plain_spec", "refusal", "storage"]
 
 CANCELLED = "the server's owner has cancelled the session"
 NOWHERE = "the server has nowhere to train this session now"
@@ -66,6 +66,24 @@ def storage(exc: StorageError, session: bytes, text: str) -> tuple[ErrorCode, st
         )
         return ErrorCode.INTERNAL, text, False
     return ErrorCode.STORAGE_FULL, text, True
+
+
+def failure(exc: Exception, session: bytes, *, skipped: bool) -> tuple[ErrorCode, str, bool]:
+    """Return code and text of what ended a session's work, and whether to try again.
+
+    Args:
+        exc: what has happened.
+        session: whose work it was.
+        skipped: whether too many losses in a row were not finite.
+
+    """
+    if isinstance(exc, StorageError):
+        return storage(exc, session, "the server cannot store or read this session's data")
+    if isinstance(exc, EngineError):
+        return ErrorCode.SERVER_BUSY, NOWHERE, True
+    if isinstance(exc, MobiLLMError):
+        return ErrorCode.NON_FINITE if skipped else ErrorCode.SCHEMA_MISMATCH, plain(exc), True
+    return ErrorCode.INTERNAL, "the server failed; its log says why", True
 
 
 def plain(exc: MobiLLMError) -> str:

@@ -26,7 +26,7 @@ from .meter import Meter
 from .observer import Observer
 from .pace import Pace
 from .reader import Entry
-from .refusal import CANCELLED, NOWHERE, plain, storage
+from .refusal import CANCELLED, failure
 from .store import SessionStore
 from .training import MAX_SKIPPED, SPAN_LOG, Span, Training
 from .workers import Workers
@@ -249,31 +249,23 @@ class Session:
             if self.last is not None and self.last > self.received:
                 self.last = None
         self.applied = worker.status.progress.applied
+        if self.finished is None:
+            self.log  # noqa: B018 - opened in this thread
 
     async def _guard(self, work: Callable[[], Any]) -> None:
         """Run a task's root; whatever ends it is told to the device."""
         try:
             await work()
-        except StorageError as exc:
-            logger.error("! session %s: %s", self.id.hex(), exc)
-            code, text, again = storage(exc, self.id, "the server cannot store or read this session's data")
-            self._fail(exc, code, text, again=again)
-        except EngineError as exc:
-            logger.warning("! session %s: %s", self.id.hex(), exc)
-            self._fail(exc, ErrorCode.SERVER_BUSY, NOWHERE)
-            self.on_stalled()
-        except MobiLLMError as exc:
-            logger.error("! session %s: %s", self.id.hex(), exc)
-            training = self.training
-            skipped = training is not None and training.status.skipped >= MAX_SKIPPED
-            self._fail(exc, ErrorCode.NON_FINITE if skipped else ErrorCode.SCHEMA_MISMATCH, plain(exc))
         except Exception as exc:
-            logger.exception("! session %s failed", self.id.hex())
-            self._fail(exc, ErrorCode.INTERNAL, "the server failed; its log says why")
-
-    def _fail(self, exc: Exception, code: ErrorCode, text: str, *, again: bool = True) -> None:
-        self.failure = str(exc) or type(exc).__name__
-        self.observer.fail(code, text, again=again)
+            skipped = self.training is not None and self.training.status.skipped >= MAX_SKIPPED
+            code, text, again = failure(exc, self.id, skipped=skipped)
+            level = logging.WARNING if isinstance(exc, EngineError) else logging.ERROR
+            known = isinstance(exc, MobiLLMError)
+            logger.log(level, "! session %s: %s", self.id.hex(), exc, exc_info=None if known else exc)
+            self.failure = str(exc) or type(exc).__name__
+            self.observer.fail(code, text, again=again)
+            if isinstance(exc, EngineError):
+                self.on_stalled()
 
     # The device's side calls these.
 
@@ -421,14 +413,24 @@ class Session:
             await self.workers.write(self.store.delete_log)
             self._closed_size = 0
 
-    async def park(self) -> None:
-        """Free the memory and the files of a session that has ended; :meth:`start` brings it back."""
+    async def park(self) -> bool:
+        """Free the memory and the files of a session in which nothing goes on; tell whether that was so.
+
+        :meth:`start` brings it back.
+        """
         async with self._starting:
-            if not self.ended or self.training is None:
-                return
-            await self._cancel()
+            waits = self.last is None and not self.waiting and self.durable == self.received
+            if not (waits or self.ended or self.failed):
+                return False
+            if await self._cancel() and not self.ended and not self.failed:
+                try:
+                    await self._loaded().checkpoint()
+                except MobiLLMError as exc:  # an older one serves as well: the log has what came since
+                    logger.error("! session %s: %s", self.id.hex(), exc)
+                    self.applied = 0
             await self._drop()
             self._close_log()
+            return True
 
     async def _drop(self) -> None:
         training, self.training = self.training, None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import os
 import pathlib
 import threading
 
@@ -24,7 +23,7 @@ from mobillm.server.training import MAX_SKIPPED
 from mobillm.server.workers import Workers
 from mobillm.spec import CodecSpec, SessionSpec
 from tests.conftest import Run
-from tests.sessions import NO_BLOBS, device, new_store, packed, serving, spec, submit, train
+from tests.sessions import NO_BLOBS, device, new_store, open_logs, packed, serving, spec, submit, train
 
 
 class Watcher(Observer):
@@ -228,13 +227,6 @@ def test_checkpoints_are_written_now_and_then(
     logging.getLogger("mobillm").setLevel(logging.CRITICAL)
     run_once(main())
     logging.getLogger("mobillm").setLevel(logging.NOTSET)
-
-
-def open_logs(folder: pathlib.Path) -> list[str]:
-    """Return the activation logs below a folder that this process has open."""
-    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
-    files = [os.readlink(link) for link in links if os.path.exists(link)]  # not the listing's own
-    return [name for name in files if name.startswith(str(folder)) and name.endswith(".log")]
 
 
 @pytest.mark.parametrize("away", [True, False])

@@ -3,11 +3,12 @@
 ``python -m benchmarks.soak --minutes 30 --json soak.json``. Devices train one session after another for the
 given time. Meanwhile, at random: a device is killed (its connection cut, its memory lost) and comes back with
 its session's name; all devices are cut at once and come back together; the operator cancels a session; the
-server is killed with SIGKILL and started again. The operator deletes sessions whose result was fetched.
+server is killed with SIGKILL and started again. The operator deletes sessions whose result was fetched, and
+those whose device was killed before it knew their name.
 
 The server tells its resident memory, open files and asyncio tasks four times a second. A line is fitted to
 each of the three over all lives of the server, with a level of its own for each life, without the first tenth
-of the time and the first 90 seconds of each life.
+of the time and the first 300 seconds of each life.
 
 Keys: ``rss.slope_per_minute``, ``files.slope_per_minute`` and ``tasks.slope_per_minute`` with ``.error`` (its
 standard error) and ``.mean``; ``sessions``, ``batches``, ``kills_server``, ``kills_device``, ``storms``,
@@ -54,10 +55,10 @@ SAMPLES = 4
 BATCHES = 30
 DEVICES = 8
 PACE = 0.02  # seconds between a device's batches, on average
-# Seconds of each life of the server that do not count: devices come back within 30, and the allocator has
-# what it needs after some 150 sessions.
-SETTLE = 90.0
-SERVER_LIFE = 300.0  # seconds between kills of the server, on average
+# Seconds of each life of the server that do not count: devices come back within 30, the allocator takes new
+# memory, ever more slowly, for the first 500 sessions.
+SETTLE = 300.0
+SERVER_LIFE = 600.0  # seconds between kills of the server, on average
 TIMEOUTS = Timeouts(reconnect=None, keepalive=5.0, keepalive_reply=5.0, drain=1.0)
 SPEC = SessionSpec(
     task="classification",
@@ -230,15 +231,29 @@ class Server:
         self.stop()
         self._process = self._start()
 
-    def tidy(self, cancel: bool) -> int:
-        """Delete what is done, cancel one session if asked to; return how many were cancelled."""
+    def tidy(self, cancel: bool, known: set[bytes]) -> int:
+        """Look after the sessions.
+
+        Delete those that are done and those whose device has forgotten them; cancel one if asked to.
+
+        Args:
+            cancel: whether to.
+            known: sessions that devices remember.
+
+        Returns:
+            how many were cancelled.
+
+        """
         cancelled = 0
         with contextlib.suppress(MobiLLMError, TimeoutError):
             listed, _ = request(self.directory, "list")
             for one in listed["sessions"]:
                 done = one["state"] == "finished" and one["log_bytes"] == 0 and not one["attached"]
+                forgotten = not one["attached"] and bytes.fromhex(one["session"]) not in known
                 if done or one["state"] == "cancelled":
                     request(self.directory, "delete", session=one["session"])
+                elif forgotten and one["state"] == "receiving":
+                    request(self.directory, "delete", session=one["session"], force=True)
                 elif cancel and not cancelled and one["state"] in ("receiving", "training"):
                     request(self.directory, "cancel", session=one["session"])
                     cancelled += 1
@@ -273,7 +288,8 @@ async def soak(server: Server, port: int, seconds: float, seed: int, progress: P
                     device.cut()
                 ledger.storms += 1
             elif event < 0.6:
-                ledger.cancelled += await asyncio.to_thread(server.tidy, event < 0.42)
+                known = {device.session for device in devices if device.session is not None}
+                ledger.cancelled += await asyncio.to_thread(server.tidy, event < 0.42, known)
             gc.collect(0)
     finally:
         for device in devices:

@@ -100,7 +100,7 @@ def link_point(megabits: float, milliseconds: float) -> Point:
 POINTS = {
     "device_bound": Point(),
     "link_bound": link_point(10, 50),
-    "server_bound": Point(taps="all", side=SideSpec(width=192), count=6),
+    "server_bound": Point(taps="all", side=SideSpec(width=384), count=6),
 }
 
 

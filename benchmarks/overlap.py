@@ -10,8 +10,8 @@ on another. ``--only`` runs some of the parts; keys of the others in the file st
   batches, before and after;
 - ``rounds``: these figures of each round; the medians are above;
 - ``goodput``: link-bound, packed bytes delivered over the rate times the time, for each rate and round trip;
-- ``start``: seconds from the start of ``mobillm finetune`` until the first batch is on the server's disk,
-  over the seconds that a process needs to load the model.
+- ``start``: seconds from the start of ``mobillm finetune``, on the demo's messages, until the first batch is
+  on the server's disk, over the seconds that a process needs to load the model.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ from rich.console import Console
 from benchmarks.harness import interruptible, json_file, write_json
 from benchmarks.link import Shape
 from benchmarks.rig import DEVICE_CORE, SERVER_CORE, Run, Server, measure, server, token_batches
-from mobillm.cli.demo_data import load_topics
+from mobillm.cli.demo_data import load_messages, load_topics
 from mobillm.device.pipeline import TokenBatch
 from mobillm.nn.backbone import Backbone
+from mobillm.nn.cache import cache_directory
 from mobillm.nn.models import resolve_model
 from mobillm.spec import CodecSpec, OptimizerSpec, SessionSpec, SideSpec
 
@@ -56,6 +57,7 @@ _LOAD = """
 import time, torch
 torch.set_num_threads(1)
 from mobillm.nn.backbone import Backbone
+from mobillm.nn.cache import cache_directory
 from mobillm.nn.models import resolve_model
 Backbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16")
 print(time.monotonic())
@@ -215,9 +217,8 @@ class Bench:
         os.sched_setaffinity(0, {SERVER_CORE})  # looking at the disk takes no time from the device
         with tempfile.TemporaryDirectory() as folder:
             data = pathlib.Path(folder) / "texts.tsv"
-            words = " ".join(self._texts).split()
-            lines = [" ".join(words[at : at + 12]) for at in range(0, 12 * START_EXAMPLES, 12)]
-            rows = [f"{line}\t{number % 2}" for number, line in enumerate(lines)]
+            messages, _ = load_messages(cache_directory())
+            rows = [f"{' '.join(one.text.split())}\t{one.target}" for one in messages[:START_EXAMPLES]]
             data.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
             for number in range(START_REPEATS + 1):
                 load.append(_seconds_to_load())

@@ -112,6 +112,7 @@ class Attachment(Observer):
         self._answers: set[asyncio.Task[None]] = set()
         self._answering = asyncio.Lock()  # one at a time, in order
         self._refused = False  # whether the log has said that batches are
+        self._blocked = False  # blobs are missing
         self.active = True
         self.delivered = False  # whether all weights of the finished session were sent
 
@@ -123,7 +124,8 @@ class Attachment(Observer):
 
     async def start(self) -> None:
         """Start the session if nothing is missing; tell the device how far it may go."""
-        if self.missing:
+        self._blocked = bool(self.missing)
+        if self._blocked:
             self._grant()
             return
         task = self.session.begin(self._blobs)
@@ -213,6 +215,8 @@ class Attachment(Observer):
                 self._meter.duplicate()
             self.acknowledge()
             return
+        if self._blocked:
+            raise ConfigError("COMMIT.seq", message.seq, "no batch before the blobs that OPENED named")
         if session.last is not None:
             raise ConfigError("COMMIT.seq", message.seq, f"no batch after the last one, {session.last}")
         if batch.compressed:

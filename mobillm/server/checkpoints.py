@@ -14,9 +14,9 @@ __all__ = ["Checkpoints"]
 
 logger = logging.getLogger("mobillm.server")
 
-# The name holds the steps and the first half of the content's SHA-256, so that one rename is atomic and
-# damage is seen at load.
-NAME = re.compile(r"checkpoint-(\d{12})-([0-9a-f]{32})\.safetensors")
+# The name holds the steps, which of the checkpoints after so many it is, and the first half of the content's
+# SHA-256, so that one rename is atomic and damage is seen at load.
+NAME = re.compile(r"checkpoint-(\d{12})-(\d{6})-([0-9a-f]{32})\.safetensors")
 KEPT = 2
 
 
@@ -39,7 +39,13 @@ class Checkpoints:
 
         """
         digest = hashlib.sha256(data).hexdigest()[:32]
-        replace_file(self.directory / f"checkpoint-{steps:012d}-{digest}.safetensors", data)
+        matches = [NAME.fullmatch(path.name) for path in self._paths()]
+        number = 1
+        for match in reversed(matches):
+            # The weights may change without a step: at the end of training those of the best epoch are kept.
+            if match is not None and int(match[1]) == steps:
+                number = int(match[2]) + (match[3] != digest)
+        replace_file(self.directory / f"checkpoint-{steps:012d}-{number:06d}-{digest}.safetensors", data)
         for path in self._paths()[KEPT:]:
             path.unlink(missing_ok=True)
 
@@ -58,7 +64,7 @@ class Checkpoints:
             except OSError as exc:
                 logger.error("! %s cannot be read: %s; an older checkpoint is tried", path, exc.strerror)
                 continue
-            if match is not None and hashlib.sha256(data).hexdigest()[:32] == match[2]:
+            if match is not None and hashlib.sha256(data).hexdigest()[:32] == match[3]:
                 return data
             logger.error("! %s is damaged; an older checkpoint is tried", path)
         if paths:

@@ -106,7 +106,7 @@ class Gateway:
         self.workers = Workers(group)
         self.engine = engine or LocalEngine(self.workers, device)
         self._attachments: dict[bytes, Attachment] = {}
-        self._parking = Parking(self.is_attached, away)
+        self._parking = Parking(self.sessions, self.is_attached, away)
         self._stalling: dict[bytes, asyncio.Task[None]] = {}  # that wait for room in the engine
         self._quota = Quota(limits, self._attachments)
         self._memory = Memory(limits.memory, limits.frame + HEADER_SIZE)
@@ -114,6 +114,7 @@ class Gateway:
 
     async def restore(self) -> None:
         """Load all sessions from the disk and go on training those that are complete but not finished."""
+        self._parking.start()
         known = await self.workers.write(self._registry.session_ids)
         begun: list[asyncio.Task[None]] = []
         for session_id in known:
@@ -182,6 +183,7 @@ class Gateway:
     def _add(self, session: Session) -> None:
         self.sessions[session.id] = session
         self._quota.add(session)
+        self._parking.watch(session)
         session.on_finished = lambda: self._parking.finished(session)
         session.on_stalled = lambda: self._stalled(session)
 
@@ -225,8 +227,9 @@ class Gateway:
         del self.sessions[session.id]
         self._quota.remove(session)
         await _ended(self._stalling.get(session.id))
-        await self._parking.forget(session.id)
+        await self._parking.interrupt(session.id)
         await session.cancel()
+        self._memory.leave(session.id, 0)
         await self.workers.write(session.store.delete)
 
     async def forget(self, session_id: bytes) -> None:
@@ -373,6 +376,7 @@ class Gateway:
         self, connection: Connection, stream: int, session: Session, streams: dict[int, Attachment]
     ) -> None:
         async with session.attaching:  # one after another, so that their numbers rise
+            await self._parking.interrupt(session.id)
             epoch = session.record.epoch
             try:
                 await session.recover()
@@ -432,7 +436,7 @@ class Gateway:
         await self.workers.train(tenant, lambda: check_size(spec, self.limits.parameters))
         record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=spec)
         store = await self.workers.write(SessionStore.create, self._directory, self._registry, record)
-        session = Session(store, self.workers, self.engine, self._meter, self._pace)
+        session = await self.workers.write(self._load, record.id)
         if session.failure is not None:  # its log could not be made
             await self.workers.write(store.delete)
             raise StorageError(session.failure)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
 
 from .session import Session
 
 __all__ = ["Parking"]
+
+logger = logging.getLogger("mobillm.server")
 
 
 class Parking:
@@ -17,53 +21,94 @@ class Parking:
     never comes back, because its app was removed or it forgot the session's name, costs no memory for long.
 
     Args:
-        is_attached: whether a device is attached to a session.
+        sessions: all sessions, by id.
+        is_attached: whether a device is attached to one.
         away: seconds for which the device of a session that waits for it may be away; None: for ever.
 
     """
 
-    def __init__(self, is_attached: Callable[[Session], bool], away: float | None) -> None:
+    def __init__(
+        self, sessions: Mapping[bytes, Session], is_attached: Callable[[Session], bool], away: float | None
+    ) -> None:
+        self._sessions = sessions
         self._is_attached = is_attached
         self._away = away
-        self._ended: set[asyncio.Task[None]] = set()
-        self._watched: dict[bytes, asyncio.Task[None]] = {}
+        self._due: dict[bytes, float] = {}  # when a session is to be looked at, on the loop's clock
+        self._wake = asyncio.Event()
+        self._now: tuple[bytes, asyncio.Task[bool]] | None = None  # what is being parked
+        self._sweeper: asyncio.Task[None] | None = None
 
-    def finished(self, session: Session) -> None:
-        """Park a session whose training is over, in a task of its own."""
-        task = asyncio.get_running_loop().create_task(self.left(session))
-        self._ended.add(task)
-        task.add_done_callback(self._ended.discard)
+    def start(self) -> None:
+        """Begin to park what is due."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    def watch(self, session: Session) -> None:
+        """Count from now on how long the device is away."""
+        if self._away is not None and not session.ended:
+            self._look_at(session.id, self._away)
 
     async def left(self, session: Session) -> None:
-        """Park a session without a device, or watch it until it can be."""
+        """Act on a device that has left: park its session if that has ended, else count."""
         if self._is_attached(session):
             return
         if session.ended:
             await session.park()
-        elif self._away is not None and session.id not in self._watched:
-            task = asyncio.get_running_loop().create_task(self._watch(session, self._away))
-            self._watched[session.id] = task
-            task.add_done_callback(lambda _: self._watched.pop(session.id, None))
+        self.watch(session)
 
-    async def _watch(self, session: Session, away: float) -> None:
-        while True:
-            await asyncio.sleep(away)
-            async with session.attaching:  # a device that comes meanwhile finds it whole
-                if self._is_attached(session) or session.ended or await session.park():
-                    return
+    def finished(self, session: Session) -> None:
+        """Have a session parked whose training is over."""
+        if not self._is_attached(session):
+            self._look_at(session.id, 0.0)
 
-    async def forget(self, session_id: bytes) -> None:
-        """End what is under way for a session."""
-        await _cancelled(self._watched.get(session_id))
+    async def interrupt(self, session_id: bytes) -> None:
+        """Leave a session alone, whose device is back or which is deleted; what is under way is undone."""
+        self._due.pop(session_id, None)
+        if self._now is not None and self._now[0] == session_id:
+            await _cancelled(self._now[1])
 
     async def close(self) -> None:
-        """End all that is under way; what was begun of a session that has ended is done first."""
-        await asyncio.gather(*self._ended)
-        await _cancelled(*self._watched.values())
+        """Park nothing any more."""
+        if self._sweeper is not None:
+            await _cancelled(self._sweeper)
+
+    def _look_at(self, session_id: bytes, seconds: float) -> None:
+        self._due[session_id] = asyncio.get_running_loop().time() + seconds
+        self._wake.set()
+
+    async def _sweep(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            for session_id in [one for one, due in self._due.items() if due <= clock()]:
+                # One that was interrupted meanwhile is not due any more.
+                if self._due.get(session_id, clock() + 1.0) <= clock():
+                    await self._try(session_id)
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(self._due.values(), default=None)):
+                    await self._wake.wait()
+
+    async def _try(self, session_id: bytes) -> None:
+        """Park a session, or look at it again later: it trains, or the attempt failed."""
+        session = self._sessions.get(session_id)
+        del self._due[session_id]
+        if session is None or self._is_attached(session):
+            return
+        task = asyncio.get_running_loop().create_task(session.park())
+        self._now = session_id, task
+        try:
+            await asyncio.wait([task])
+        finally:
+            self._now = None
+            await _cancelled(task)
+        if task.cancelled():
+            return
+        exc = task.exception()
+        if exc is not None:
+            logger.error("! session %s cannot be parked: %s", session_id.hex(), exc, exc_info=exc)
+        if exc is not None or not task.result():
+            self.watch(session)
 
 
-async def _cancelled(*tasks: asyncio.Task[None] | None) -> None:
-    running = [task for task in tasks if task is not None]
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+async def _cancelled(task: asyncio.Task[bool] | asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -169,9 +169,10 @@ class Session:
             # What the log holds beyond the checkpoint is trained on again, in the same order.
             if self.finished is None:
                 self._queue.extend(entry for entry in self.log.entries if entry.seq > self.applied)
-            loop = asyncio.get_running_loop()
-            for work in (self._write, self._train):
-                self._tasks.append(loop.create_task(self._guard(work)))
+            self._work()
+
+    def _work(self) -> None:
+        self._tasks = [asyncio.create_task(self._guard(work)) for work in (self._write, self._train)]
 
     def begin(self, blobs: BlobReader) -> asyncio.Task[None]:
         """Begin :meth:`start` in a task of the session's own, or return the one that is under way."""
@@ -204,9 +205,7 @@ class Session:
                 return
             await self._cancel()
             await self._drop()
-            self._pending.clear()
-            self._queue.clear()
-            self.held = 0
+            self._forget()
             try:
                 await self.workers.write(self._reset)
             except StorageError as exc:
@@ -259,13 +258,16 @@ class Session:
         except Exception as exc:
             skipped = self.training is not None and self.training.status.skipped >= MAX_SKIPPED
             code, text, again = failure(exc, self.id, skipped=skipped)
-            level = logging.WARNING if isinstance(exc, EngineError) else logging.ERROR
-            known = isinstance(exc, MobiLLMError)
-            logger.log(level, "! session %s: %s", self.id.hex(), exc, exc_info=None if known else exc)
+            self._say(exc)
             self.failure = str(exc) or type(exc).__name__
             self.observer.fail(code, text, again=again)
             if isinstance(exc, EngineError):
                 self.on_stalled()
+
+    def _say(self, exc: Exception) -> None:
+        level = logging.WARNING if isinstance(exc, EngineError) else logging.ERROR
+        known = isinstance(exc, MobiLLMError)
+        logger.log(level, "! session %s: %s", self.id.hex(), exc, exc_info=None if known else exc)
 
     # The device's side calls these.
 
@@ -326,27 +328,6 @@ class Session:
         return await self._loaded().weights()
 
     @property
-    def steps(self) -> int | None:
-        """Optimizer steps taken; None while neither the trainer is loaded nor the session finished."""
-        if self.training is not None:
-            return self.training.status.steps
-        return None if self.finished is None else self.finished.steps
-
-    @property
-    def training_epoch(self) -> int | None:
-        """Epoch of the last step, from 1; None as for :attr:`steps`."""
-        if self.training is not None:
-            return self.training.status.progress.epoch
-        return None if self.finished is None else self.spec.epochs
-
-    @property
-    def loss(self) -> float | None:
-        """Mean loss of the present epoch, or of the last one; None before its first step."""
-        if self.training is None or self.finished is not None:
-            return None if self.finished is None else self.finished.loss
-        return self.training.status.progress.mean
-
-    @property
     def waiting(self) -> int:
         """Batches that have arrived and have not been trained on."""
         return len(self._pending) + len(self._queue)
@@ -392,9 +373,7 @@ class Session:
         self.observer.fail(ErrorCode.SESSION_UNKNOWN, CANCELLED)
         await self.close()
         await self.park()
-        self._pending.clear()
-        self._queue.clear()
-        self.held = 0
+        self._forget()
 
     async def release(self) -> None:
         """Delete the log of a finished session, parked before: the device has the result.
@@ -414,23 +393,44 @@ class Session:
             self._closed_size = 0
 
     async def park(self) -> bool:
-        """Free the memory and the files of a session in which nothing goes on; tell whether that was so.
+        """Free memory and files of a session in which nothing goes on; tell whether that was so.
 
-        :meth:`start` brings it back.
+        :meth:`start` brings it back. Cancelled, it leaves the session as it was.
         """
         async with self._starting:
             waits = self.last is None and not self.waiting and self.durable == self.received
             if not (waits or self.ended or self.failed):
                 return False
-            if await self._cancel() and not self.ended and not self.failed:
-                try:
-                    await self._loaded().checkpoint()
-                except MobiLLMError as exc:  # an older one serves as well: the log has what came since
-                    logger.error("! session %s: %s", self.id.hex(), exc)
-                    self.applied = 0
+            working = bool(self._tasks)
+            try:
+                await self._cancel()
+                if working and waits and not self.ended and not self.failed:
+                    await self._store()
+            except asyncio.CancelledError:
+                if working:
+                    self._work()
+                raise
+            if self.failed:
+                self._forget()
             await self._drop()
-            self._close_log()
+            await self.workers.write(self._close_log)
             return True
+
+    async def _store(self) -> None:
+        """Write a checkpoint, if that can be done: with an older one what came since is trained on again."""
+        try:
+            if await self._loaded().checkpoint():
+                return
+        except Exception as exc:
+            self._say(exc)
+        self.applied = 0
+
+    def _forget(self) -> None:
+        """Drop batches that have come and are not trained on; their memory is free."""
+        self._pending.clear()
+        self._queue.clear()
+        self.held = 0
+        self.observer.acknowledge()
 
     async def _drop(self) -> None:
         training, self.training = self.training, None

@@ -37,7 +37,6 @@ def summarise(session: Session, *, attached: bool) -> dict[str, Any]:
 
     """
     spec, record = session.spec, session.record
-    steps = session.steps
     stopped = None if session.finished is None else spec.stopped(session.finished.steps)
     total = None if spec.batches is None else spec.batches * spec.epochs
     return {
@@ -55,17 +54,38 @@ def summarise(session: Session, *, attached: bool) -> dict[str, Any]:
         "durable": session.durable,
         "applied": session.applied,
         "last": session.last,
-        "steps": steps,
+        "steps": _steps(session),
         "total_steps": total,
-        "epoch": session.training_epoch if stopped is None else stopped[0],
+        "epoch": _epoch(session) if stopped is None else stopped[0],
         "kept_epoch": None if stopped is None else stopped[1],
         "epochs": spec.epochs,
-        "loss": session.loss,
+        "loss": _loss(session),
         "queue_batches": session.waiting,
         "queue_bytes": session.held,
         "log_bytes": session.stored,
         "attachments": record.epoch,
     }
+
+
+def _steps(session: Session) -> int | None:
+    """Return the optimizer steps taken; None while neither the network is loaded nor the session finished."""
+    if session.training is not None:
+        return session.training.status.steps
+    return None if session.finished is None else session.finished.steps
+
+
+def _epoch(session: Session) -> int | None:
+    """Return the epoch of the last step, from 1; None as for the steps."""
+    if session.training is not None:
+        return session.training.status.progress.epoch
+    return None if session.finished is None else session.spec.epochs
+
+
+def _loss(session: Session) -> float | None:
+    """Return the mean loss of the present epoch, or of the last one; None before its first step."""
+    if session.training is None or session.finished is not None:
+        return None if session.finished is None else session.finished.loss
+    return session.training.status.progress.mean
 
 
 def unreadable(session: bytes, failure: str) -> dict[str, Any]:

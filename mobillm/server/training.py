@@ -146,8 +146,7 @@ class Training:
             raise
         self._note(saved)
         await self._draw_heldout(evaluation)
-        if self._meter.curves is not None:
-            await self._workers.write(self._meter.curves.close, self._name)
+        await self._close_curves()
         return evaluation
 
     async def evaluate(self) -> tuple[int, dict[str, float]]:
@@ -158,8 +157,11 @@ class Training:
         """Return the steps behind the weights, and the weights as a safetensors file."""
         return await self._worker.weights()
 
-    async def checkpoint(self) -> None:
+    async def checkpoint(self) -> bool:
         """Write a checkpoint of the state after the last whole step.
+
+        Returns:
+            whether there was one to be written: a worker elsewhere may be lost.
 
         Raises:
             StorageError: the disk is full or broken; older checkpoints are untouched.
@@ -172,10 +174,16 @@ class Training:
             raise
         if saved is not None:
             self._note(saved)
+        return saved is not None
 
     async def close(self) -> None:
-        """Free what the worker holds."""
+        """Free what the worker holds, and close the curves."""
         await self._worker.close()
+        await self._close_curves()
+
+    async def _close_curves(self) -> None:
+        if self._meter.curves is not None:
+            await self._workers.write(self._meter.curves.close, self._name)
 
     def _note(self, saved: Saved) -> None:
         self._saved, self._saved_steps = time.monotonic(), self.status.steps

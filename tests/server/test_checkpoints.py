@@ -32,6 +32,19 @@ def test_the_newest_two_checkpoints_are_kept(store: Checkpoints) -> None:
     assert store.load() == b"1000"
 
 
+def test_several_after_as_many_steps(store: Checkpoints) -> None:
+    """Without a step between them the one that was written last counts; one that is the same is no other."""
+    for round_ in range(12):
+        store.save(7, str(round_).encode())
+        assert store.load() == str(round_).encode()
+    kept = names(store)
+    store.save(7, b"11")
+    assert names(store) == kept
+    assert len(kept) == 2
+    store.save(8, b"eight")
+    assert store.load() == b"eight"
+
+
 def test_damaged_checkpoints(store: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
     """A damaged one is passed over; when all are damaged, nothing is guessed."""
     store.save(1, b"one")

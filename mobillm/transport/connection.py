@@ -26,7 +26,7 @@ from ..options import Limits, Timeouts
 from ..protocol import Auth, Bye, Endpoint, Goaway, Message, Phase, Ping, Pong, Role, Welcome
 from .budget import CHARGED, Budget
 from .keepalive import Keepalive
-from .sockets import peer_of, tune, unsent
+from .sockets import acknowledged, peer_of, tune, unsent
 
 __all__ = ["ALPN", "Connection"]
 
@@ -264,13 +264,18 @@ class Connection(asyncio.BufferedProtocol):
         now = self._loop.time()
         if not self._reading:
             self.keepalive.last_read = now  # it is us who do not read; the peer is not to blame
-        if self.keepalive.gives_up(now, self.bytes_sent - self.unsent):
+        if self.keepalive.gives_up(now, self._left()):
             silent = self.keepalive.idle(now)
             self._give_up(ErrorCode.IDLE_TIMEOUT, f"nothing was received for {silent:.0f} s")
             return
         if self.keepalive.is_due(now):
             self.ping()
         self._arm(self.keepalive.wait(now))
+
+    def _left(self) -> int:
+        """Return how much of what was sent has left: what the peer has acknowledged, where that is known."""
+        known = None if self._transport is None or self._is_gone() else acknowledged(self._transport)
+        return self.bytes_sent - self.unsent if known is None else known
 
     def _give_up(self, code: ErrorCode, text: str) -> None:
         self.endpoint.fail(code, text)
@@ -436,7 +441,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def ping(self) -> None:
         """Send a PING if none is under way."""
-        if self.is_open and (message := self.keepalive.ping(self.bytes_sent, self.unsent)) is not None:
+        if self.is_open and (message := self.keepalive.ping(self.bytes_sent, self._left())) is not None:
             self.post(message)
 
     def fail(self, code: ErrorCode, text: str, retry_after: float | None = None) -> None:

@@ -36,20 +36,21 @@ class Keepalive:
         self._best_round_trip = float("inf")
         self._under_way: tuple[bytes, float] | None = None
         self._ahead = 0  # bytes sent on this connection before the PING
-        self._left = 0  # how many of its bytes had left this machine when we looked last
+        self._left = 0  # how many of its bytes had left when we looked last
 
-    def ping(self, sent: int, unsent: int) -> Ping | None:
+    def ping(self, sent: int, left: int) -> Ping | None:
         """Return the PING to be sent now; None while one is unanswered.
 
         Args:
             sent: bytes sent on this connection so far.
-            unsent: how many of them have not left this machine.
+            left: how many of them have left; those of TLS may count here, and make the PING seem to leave a
+                little too early.
 
         """
         if self._under_way is not None:
             return None
         self._under_way = (os.urandom(8), time.monotonic())
-        self._ahead, self._left = sent, sent - unsent
+        self._ahead, self._left = sent, left
         return Ping(data=self._under_way[0])
 
     def measure(self, message: Pong) -> None:
@@ -79,7 +80,7 @@ class Keepalive:
 
         Args:
             now: the time.
-            left: bytes of the connection that have left this machine.
+            left: bytes of the connection that have left.
 
         """
         if self._silence is None or self._reply is None or self.idle(now) < self._silence + self._reply:

@@ -12,9 +12,10 @@ from typing import Any
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["peer_of", "tune", "unsent"]
+__all__ = ["acknowledged", "peer_of", "tune", "unsent"]
 
 SIOCOUTQNSD = 0x894B  # Linux, linux/sockios.h: bytes that were written and never sent
+BYTES_ACKED = 120  # Linux, linux/tcp.h: where tcpi_bytes_acked, 8 bytes, is in struct tcp_info
 
 
 def tune(transport: asyncio.BaseTransport, unacknowledged: float | None) -> None:
@@ -49,6 +50,20 @@ def unsent(transport: asyncio.Transport) -> int:
             answer = fcntl.ioctl(sock.fileno(), SIOCOUTQNSD, bytes(4))
             waiting += struct.unpack("i", answer)[0]
     return waiting
+
+
+def acknowledged(transport: asyncio.Transport) -> int | None:
+    """Return the bytes that the peer's TCP has acknowledged, those of TLS included; None where it is unknown.
+
+    What waits in the layers above, of which TLS shows only its own part, makes no difference to it.
+    """
+    sock = transport.get_extra_info("socket")
+    if sys.platform == "linux" and sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):  # the socket is closed already
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED + 8)
+            if len(info) == BYTES_ACKED + 8:
+                return int(struct.unpack_from("Q", info, BYTES_ACKED)[0])
+    return None
 
 
 def peer_of(transport: asyncio.BaseTransport | None) -> tuple[str, int]:

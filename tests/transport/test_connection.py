@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
-import socket
 import time
 from typing import Any
 
@@ -24,7 +22,7 @@ from mobillm.protocol import Ack, Bye, Commit, Credit, Data, Endpoint, Eval, Eva
 from mobillm.transport import Connection
 from tests.conftest import Run
 from tests.helpers import KEY, TENANT, EndpointPair, make_data
-from tests.transport.wire import QUICK, attach, eventually, pair, payload_of, until_end
+from tests.transport.wire import QUICK, attach, eventually, pair, payload_of, trickle, until_end
 
 KEEPALIVE = Timeouts(keepalive=0.15, keepalive_reply=0.3, drain=0.5)
 SMALL = Limits(frame=16384, chunk=8192, outbound=64 * 1024)
@@ -80,17 +78,7 @@ def test_keepalive_waits_while_the_network_takes_what_is_ahead_of_the_ping(run: 
     async def main() -> None:
         async with pair(timeouts=KEEPALIVE) as (near, far):
             await attach(near, far)
-            assert far._transport is not None
-            far._pause(True)
-            sock = far._transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
-            for number in range(40):
-                near.post(part(number, size=100_000))
-            start = time.monotonic()
-            while time.monotonic() - start < 1.5:  # three times what an idle connection is given
-                await asyncio.sleep(0.05)
-                with contextlib.suppress(BlockingIOError):
-                    os.read(sock.fileno(), 1 << 15)
+            await trickle(near, far, 1.5)  # three times what an idle connection is given
             assert near.is_open
             assert near.keepalive.round_trip is None
             with pytest.raises(ConnectionClosedError) as info:

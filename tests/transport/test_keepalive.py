@@ -52,7 +52,7 @@ def test_one_ping_at_a_time() -> None:
 def test_a_ping_behind_other_bytes(left: tuple[int, ...], dead: tuple[bool, ...]) -> None:
     """[K-30] As long as what is ahead of the PING goes on leaving, the peer gets its time again."""
     peer = Keepalive(TIMEOUTS, 0.0)
-    peer.ping(sent=1000, unsent=900)
+    peer.ping(sent=1000, left=100)
     for number, (count, expected) in enumerate(zip(left, dead, strict=True)):
         now = 30.0 + 10.0 * number
         assert peer.gives_up(now, count) == expected

@@ -9,12 +9,12 @@ import ssl
 import pytest
 import trustme
 
-from mobillm.errors import ConfigError, ConnectionClosedError
+from mobillm.errors import ConfigError, ConnectionClosedError, ErrorCode
 from mobillm.options import Limits, Timeouts
 from mobillm.protocol import Ping
 from mobillm.transport import Connection, device_context, server_context
 from tests.conftest import Run
-from tests.transport.wire import device, eventually, idle, server
+from tests.transport.wire import attach, device, eventually, idle, pair, server, trickle, until_end
 
 SHORT = Timeouts(connect=2.0, handshake=1.0, keepalive=None, drain=1.0)
 
@@ -58,6 +58,24 @@ def test_tls_13_with_our_alpn_name(run: Run, files: Files, no_fd_leak: None) -> 
                 connection.ping()
                 await eventually(lambda: connection.keepalive.round_trip is not None)
             await eventually(lambda: far.connections == 0)
+
+    run(main())
+
+
+def test_keepalive_on_a_slow_link(run: Run, files: Files) -> None:
+    """[K-30] What waits below TLS, where we cannot see it, is ahead of the PING, too."""
+    timeouts = Timeouts(keepalive=0.15, keepalive_reply=0.3, drain=0.5)
+    contexts = server_context(*files.server), device_context(files.ca)
+
+    async def main() -> None:
+        async with pair(timeouts=timeouts, tls=contexts) as (near, far):
+            await attach(near, far)
+            await trickle(near, far, 1.5)
+            assert near.is_open
+            assert near.keepalive.round_trip is None
+            with pytest.raises(ConnectionClosedError) as info:
+                await asyncio.wait_for(until_end(near), 5.0)
+            assert info.value.code == ErrorCode.IDLE_TIMEOUT
 
     run(main())
 

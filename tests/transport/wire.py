@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from mobillm.options import Limits, Timeouts
 from mobillm.protocol import Bye, Credit, Data, Message, Open, Opened
 from mobillm.transport import Connection, Server, connect, serve
-from tests.helpers import KEY, SESSION, TENANT, make_spec
+from tests.helpers import KEY, SESSION, TENANT, make_data, make_spec
 
 __all__ = [
     "QUICK",
@@ -22,6 +25,7 @@ __all__ = [
     "pair",
     "payload_of",
     "server",
+    "trickle",
     "until_end",
 ]
 
@@ -64,6 +68,7 @@ async def pair(
     timeouts: Timeouts = QUICK,
     limits: Limits | None = None,
     device_limits: Limits | None = None,
+    tls: tuple[Any, Any] = (None, None),
 ) -> AsyncIterator[tuple[Connection, Connection]]:
     """Yield both ends of an open connection, device first; nobody reads from either."""
     arrived: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
@@ -73,8 +78,8 @@ async def pair(
         arrived.set_result(connection)
         await over.wait()
 
-    async with await server(handler, timeouts=server_timeouts, limits=limits) as listening:
-        connection = await device(listening, timeouts=timeouts, limits=device_limits)
+    async with await server(handler, timeouts=server_timeouts, limits=limits, tls=tls[0]) as listening:
+        connection = await device(listening, timeouts=timeouts, limits=device_limits, tls=tls[1])
         try:
             yield connection, await arrived
         finally:
@@ -109,3 +114,18 @@ async def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> None
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def trickle(near: Connection, far: Connection, seconds: float) -> None:
+    """Send 4 MB from an attached end, and let the other end's machine take a little now and then."""
+    assert far._transport is not None
+    far._pause(True)
+    sock = far._transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
+    for number in range(40):
+        near.post(make_data(1, 0, bytes(100_000), offset=number * 100_000, values=1 << 23))
+    start = time.monotonic()
+    while time.monotonic() - start < seconds:
+        await asyncio.sleep(0.05)
+        with contextlib.suppress(BlockingIOError):
+            os.read(sock.fileno(), 1 << 15)

@@ -8,10 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Dropout", "MaskSource"]
+__all__ = ["Dropout", "MaskSource", "kept"]
 
 _MIX = 0x9E3779B97F4A7C15  # odd constant of splitmix64: neighbouring steps get unrelated seeds
 _LEVELS = 1 << 16  # a value is kept or not by 16 random bits; a float for each takes three times as long
+
+
+def kept(dropout: float) -> float:
+    """Return the part of values that is kept, a multiple of 2**-16 above 0."""
+    return max(1, round((1.0 - dropout) * _LEVELS)) / _LEVELS
 
 
 class MaskSource:
@@ -34,7 +39,7 @@ class MaskSource:
         self._generator: torch.Generator | None = None
 
     def keep(self, like: Tensor, probability: float) -> Tensor:
-        """Draw a boolean mask of ``like``'s shape that is true with ``probability``."""
+        """Draw a boolean mask of ``like``'s shape that is true with ``probability``, as of :func:`kept`."""
         return self.keep_all([like.numel()], probability, like.device).view(like.shape)
 
     def keep_all(self, sizes: Sequence[int], probability: float, device: torch.device) -> Tensor:
@@ -42,14 +47,13 @@ class MaskSource:
         if device.type != "cpu":  # drawn where they are needed
             return torch.cat([self._floats(size, device) < probability for size in sizes])
         drawn = np.concatenate([self._words(size) for size in sizes])
-        levels = max(1, round(probability * _LEVELS))  # of those that words have, from the lowest
-        return torch.from_numpy(drawn) <= levels - _LEVELS // 2 - 1
+        return torch.from_numpy(drawn) <= int(probability * _LEVELS) - _LEVELS // 2 - 1
 
     def _words(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
         if self._bits is None:
             self._bits = np.random.PCG64DXSM([self._seed, self._step])
         words: np.ndarray[tuple[int], np.dtype[np.uint64]] = self._bits.random_raw((size + 3) // 4)
-        return words.view(np.int16)[:size]
+        return words.astype("<u8", copy=False).view("<i2")[:size]
 
     def _floats(self, size: int, device: torch.device) -> Tensor:
         if self._generator is None or self._generator.device != device:
@@ -76,5 +80,5 @@ class Dropout(nn.Module):
         """Return ``values`` with dropout applied; unchanged in evaluation mode."""
         if not self.training or self._probability == 0.0:
             return values
-        keep = 1.0 - self._probability
+        keep = kept(self._probability)
         return values * self._source.keep(values, keep) / keep

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..spec import SessionSpec
 from .attention import Turn, rotate, turn
+from .dropout import kept
 from .ragged import Ragged
 from .side import SideNetwork
 from .tap_norm import normalise_tap
@@ -67,7 +68,7 @@ class Group:
         self._layouts = [item.network.check(item.taps, item.lengths, item.targets) for item in items]
         self._samples = max(layout.samples for layout in self._layouts)
         self._longest = max(layout.longest for layout in self._layouts)
-        self._keep = 1.0 - spec.side.dropout
+        self._keep = kept(spec.side.dropout)
         self._device = items[0].taps[0].device
         taps, width = len(spec.model.taps), spec.side.width
         self.down = (taps, width, spec.model.hidden_size)

@@ -16,7 +16,7 @@ from ..errors import ConfigError, ModelError
 from ..spec import SessionSpec
 from .attention import KeyValues
 from .cross_entropy import IGNORED, chunked_cross_entropy
-from .dropout import Dropout, MaskSource
+from .dropout import Dropout, MaskSource, kept
 from .heads import FrozenHead, PooledHead
 from .ladder import Ladder
 from .parallel import Parallel
@@ -119,7 +119,7 @@ class SideNetwork(nn.Module):
 
     def masks(self, sizes: Sequence[int], device: torch.device) -> Tensor:
         """Draw the dropout masks of one step, as layers would that drop out so many values each."""
-        return self._source.keep_all(sizes, 1.0 - self.spec.side.dropout, device)
+        return self._source.keep_all(sizes, kept(self.spec.side.dropout), device)
 
     def check(self, taps: Sequence[Tensor], lengths: Tensor, targets: Tensor) -> Ragged:
         """Return the layout of a batch.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mobillm.nn.dropout import Dropout, MaskSource
+from mobillm.nn.dropout import Dropout, MaskSource, kept
 
 
 def test_masks_follow_seed_and_step() -> None:
@@ -29,11 +29,17 @@ def test_masks_follow_seed_and_step() -> None:
     assert draw((1 << 63) - 1, 1 << 40).shape == values.shape
 
 
-@pytest.mark.parametrize("keep", [2.0**-20, 0.1, 0.5, 0.9, 1.0 - 2.0**-20])
-def test_share_that_is_kept(keep: float) -> None:
-    """As many values are kept as asked for, also next to none and all."""
-    share = float(MaskSource(1).keep(torch.empty(1000, 1000), keep).float().mean())
-    assert share == pytest.approx(keep, abs=0.002)
+@pytest.mark.parametrize("dropout", [1.0 - 2.0**-20, 0.999, 0.9, 0.5, 0.1, 2.0**-20])
+def test_share_that_is_kept(dropout: float) -> None:
+    """As many values are kept as asked for, also next to none and all, and the mean stays."""
+    keep = kept(dropout)
+    assert keep == pytest.approx(1.0 - dropout, abs=2.0**-16)
+    values = torch.ones(2000, 2000)
+    share = float(MaskSource(1).keep(values, keep).float().mean())
+    error = (keep * (1.0 - keep) / values.numel()) ** 0.5
+    assert share == pytest.approx(keep, abs=5 * error + 1e-9)
+    scaled = Dropout(dropout, MaskSource(1))(values)
+    assert float(scaled.double().mean()) == pytest.approx(share / keep)
 
 
 def test_all_at_once() -> None:

@@ -38,6 +38,7 @@ def make_batches(
     seed: int,
     heldout: bool = False,
     ending: str = "",
+    tokens: str = "all",
 ) -> list[TokenBatch]:
     """Tokenize examples and cut them into batches.
 
@@ -51,6 +52,7 @@ def make_batches(
         heldout: whether the batches are for evaluation only.
         ending: given to texts without a final mark, see :mod:`mobillm.nn.ending`; ``causal-lm`` takes
             texts as they are.
+        tokens: which are sent, see :class:`mobillm.SessionSpec`.
 
     Returns:
         batches in the order they are to be sent. The first one is small, as link and server have nothing
@@ -71,9 +73,18 @@ def make_batches(
         chunks += [group[at : at + batch_size] for at in range(0, len(group), batch_size)]
     generator.shuffle(chunks)
     if chunks:
-        first = min(range(len(chunks)), key=lambda at: _fitness(sum(len(samples[i][0]) for i in chunks[at])))
+        sent = [sum(_sent(samples[index], tokens) for index in chunk) for chunk in chunks]
+        first = min(range(len(chunks)), key=lambda at: _fitness(sent[at]))
         chunks[0], chunks[first] = chunks[first], chunks[0]
     return [_batch([samples[index] for index in chunk], task, heldout) for chunk in chunks]
+
+
+def _sent(sample: _Sample, tokens: str) -> int:
+    """Count the tokens of a sample that are sent."""
+    ids, targets = sample
+    if tokens == "last":
+        return 1
+    return len(ids) if tokens == "all" else sum(target != IGNORED for target in targets)
 
 
 def _fitness(tokens: int) -> tuple[bool, int]:

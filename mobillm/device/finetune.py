@@ -359,7 +359,7 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
     codec = options.get("codec", CodecSpec())
     if not backbone.causal:
         side = dataclasses.replace(side, causal=False, pool="first")
-    ending = ""
+    ending, tokens = "", options.get("tokens", "all")
     if task != "causal-lm" and side.pool == "last":
         ending = common_ending(example.pair or example.text for example in dataset)
 
@@ -373,6 +373,7 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
             seed=seed,
             heldout=heldout,
             ending=ending,
+            tokens=tokens,
         )
 
     train = batches(dataset, heldout=False)
@@ -389,7 +390,7 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
         seed=seed,
         head=None if head is None else hashlib.sha256(head).hexdigest(),
         trace=True,
-        tokens=options.get("tokens", "all"),
+        tokens=tokens,
         tail=None if tail is None else tail.spec,
     )
     heldout = options.get("heldout")

@@ -60,6 +60,22 @@ def test_the_first_batch_is_small_but_large_enough(backbone: Backbone, batch_siz
         assert tokens[0] == (min(large) if large else max(tokens))
 
 
+@pytest.mark.parametrize(("tokens", "task"), [("loss", "causal-lm"), ("last", "classification")])
+def test_what_is_sent_counts_for_the_first_batch(backbone: Backbone, tokens: str, task: str) -> None:
+    """Of prompts with completions only these are calibrated on, of other texts only the last tokens."""
+    rows = [Example("w3 " * 20, pair="w4" if number % 2 else "w5 " * 12) for number in range(600)]
+    if task == "classification":
+        rows = [Example("w3 " * (1 + number % 20), target=0) for number in range(540)]
+    batches = make_batches(backbone, rows, task=task, batch_size=40, max_length=60, seed=0, tokens=tokens)
+    sent = [
+        sum(target != IGNORED for target in batch.targets) if tokens == "loss" else len(batch.input_ids)
+        for batch in batches
+    ]
+    large = [count for count in sent if count >= ENOUGH]
+    assert min(sent) < ENOUGH
+    assert sent[0] == (min(large) if large else max(sent))
+
+
 def test_ending(backbone: Backbone) -> None:
     """A text without a final mark, or the second of a pair, gets the ending; causal-lm takes it as it is."""
     for example, text in (

@@ -56,7 +56,6 @@ _LOAD = """
 import time, torch
 torch.set_num_threads(1)
 from mobillm.nn.backbone import Backbone
-from mobillm.nn.cache import cache_directory
 from mobillm.nn.models import resolve_model
 Backbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16")
 print(time.monotonic())

@@ -21,7 +21,7 @@ from .lock import DirectoryLock
 from .memory import Memory
 from .meter import Meter
 from .pace import Pace
-from .parking import Parking
+from .parking import Parking, cancelled
 from .quota import Quota
 from .refusal import CANCELLED, NOWHERE, plain, plain_spec, refusal, storage
 from .registry import Registry, SessionRecord
@@ -188,7 +188,9 @@ class Gateway:
         session.on_stalled = lambda: self._stalled(session)
 
     def _load(self, session_id: bytes) -> Session:
-        store = SessionStore(self._directory / session_id.hex(), self._registry, session_id)
+        return self._session(SessionStore(self._directory / session_id.hex(), self._registry, session_id))
+
+    def _session(self, store: SessionStore) -> Session:
         return Session(store, self.workers, self.engine, self._meter, self._pace)
 
     async def _load_again(self, session_id: bytes) -> None:
@@ -226,7 +228,7 @@ class Gateway:
         """
         del self.sessions[session.id]
         self._quota.remove(session)
-        await _ended(self._stalling.get(session.id))
+        await cancelled(self._stalling.get(session.id))
         await self._parking.interrupt(session.id)
         await session.cancel()
         self._memory.leave(session.id, 0)
@@ -268,7 +270,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Write a checkpoint of each session, end the threads, and give the directory free."""
-        await _ended(*self._stalling.values())
+        await cancelled(*self._stalling.values())
         await self._parking.close()
         for session in self.sessions.values():
             try:
@@ -436,21 +438,13 @@ class Gateway:
         await self.workers.train(tenant, lambda: check_size(spec, self.limits.parameters))
         record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=spec)
         store = await self.workers.write(SessionStore.create, self._directory, self._registry, record)
-        session = await self.workers.write(self._load, record.id)
+        session = await self.workers.write(self._session, store)
         if session.failure is not None:  # its log could not be made
             await self.workers.write(store.delete)
             raise StorageError(session.failure)
         self._add(session)
         logger.info("= %s: session %s opened, task %s", tenant, session.id.hex(), session.spec.task)
         return session
-
-
-async def _ended(*tasks: asyncio.Task[None] | None) -> None:
-    """Cancel tasks and wait for their end."""
-    running = [task for task in tasks if task is not None]
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
 
 
 def _reason(code: int | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from .session import Session
 
-__all__ = ["Parking"]
+__all__ = ["Parking", "cancelled"]
 
 logger = logging.getLogger("mobillm.server")
 
@@ -64,12 +64,11 @@ class Parking:
         """Leave a session alone, whose device is back or which is deleted; what is under way is undone."""
         self._due.pop(session_id, None)
         if self._now is not None and self._now[0] == session_id:
-            await _cancelled(self._now[1])
+            await cancelled(self._now[1])
 
     async def close(self) -> None:
         """Park nothing any more."""
-        if self._sweeper is not None:
-            await _cancelled(self._sweeper)
+        await cancelled(self._sweeper)
 
     def _look_at(self, session_id: bytes, seconds: float) -> None:
         self._due[session_id] = asyncio.get_running_loop().time() + seconds
@@ -99,7 +98,7 @@ class Parking:
             await asyncio.wait([task])
         finally:
             self._now = None
-            await _cancelled(task)
+            await cancelled(task)
         if task.cancelled():
             return
         exc = task.exception()
@@ -109,6 +108,9 @@ class Parking:
             self.watch(session)
 
 
-async def _cancelled(task: asyncio.Task[bool] | asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+async def cancelled(*tasks: asyncio.Task[bool] | asyncio.Task[None] | None) -> None:
+    """Cancel tasks, those that there are, and wait for their end."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)

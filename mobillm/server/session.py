@@ -398,7 +398,7 @@ class Session:
         :meth:`start` brings it back. Cancelled, it leaves the session as it was.
         """
         async with self._starting:
-            waits = self.last is None and not self.waiting and self.durable == self.received
+            waits = self.last is None and not self.waiting
             if not (waits or self.ended or self.failed):
                 return False
             working = bool(self._tasks)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mobillm.cli.control import request
+from mobillm.device import Session as DeviceSession
 from mobillm.errors import ErrorCode, RemoteError, StorageError
 from mobillm.protocol import Ack, Error
 from mobillm.server.batch import Batch
@@ -24,6 +25,7 @@ from mobillm.server.session import Session
 from mobillm.server.trainer import Trainer
 from mobillm.server.training import Training
 from mobillm.spec import SessionSpec
+from mobillm.transport import Server
 from tests.conftest import Run
 from tests.server.raw import raw
 from tests.sessions import QUICK, device, open_logs, packed, serving, spec, submit, train
@@ -73,6 +75,23 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return asyncio.run(main())
 
 
+async def leave(server: Server, batches: int) -> bytes:
+    """Open a session, have batches trained on, and leave; return its name."""
+    async with device(server) as client:
+        session = await client.open(SPEC)
+        await submit(session, 1, batches)
+        await session.wait_applied()
+        return session.id
+
+
+async def complete(session: DeviceSession) -> bytes:
+    """Send the rest and return the weights."""
+    await submit(session, session.received + 1, BATCHES)
+    await session.finish()
+    assert (await session.wait_finished()).steps == 2 * BATCHES
+    return await session.pull()
+
+
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("sent", [1, 4])
 def test_a_session_waits_on_the_disk_for_its_device(
@@ -113,10 +132,7 @@ def test_a_session_waits_on_the_disk_for_its_device(
             async with device(server) as client:
                 session = await client.attach(session.id, SPEC)
                 assert session.received == sent
-                await submit(session, sent + 1, BATCHES)
-                await session.finish()
-                assert (await session.wait_finished()).steps == 2 * BATCHES
-                assert await session.pull() == undisturbed
+                assert await complete(session) == undisturbed
 
     run_once(main())
 
@@ -145,10 +161,7 @@ def test_a_session_that_trains_is_not_parked(
             await parked(tmp_path, SPEC)
             async with device(server) as client:
                 session = await client.attach(session.id, SPEC)
-                await submit(session, 4, BATCHES)
-                await session.finish()
-                await session.wait_finished()
-                assert await session.pull() == undisturbed
+                assert await complete(session) == undisturbed
 
     try:
         run_once(main())
@@ -184,14 +197,8 @@ def test_a_parked_session_can_be_deleted_and_a_server_stopped(run_once: Run, tmp
     """Neither needs the device; nothing is left of a deleted session, and the other one is known again."""
 
     async def main() -> None:
-        names = []
         async with serving(tmp_path, timeouts=AWAY) as server:
-            for _ in range(2):
-                async with device(server) as client:
-                    session = await client.open(SPEC)
-                    await submit(session, 1, 2)
-                    await session.wait_applied()
-                    names.append(session.id)
+            names = [await leave(server, 2) for _ in range(2)]
             await parked(tmp_path, SPEC)
             await asyncio.to_thread(request, tmp_path, "delete", session=names[0].hex(), force=True)
             assert [path.name for path in (tmp_path / "sessions").iterdir()] == [names[1].hex()]
@@ -276,10 +283,7 @@ def test_a_server_that_stops_while_it_parks(run_once: Run, tmp_path: pathlib.Pat
     async def main() -> None:
         spy = Spy()
         async with serving(tmp_path, timeouts=AWAY, meter=spy) as server:
-            async with device(server) as client:
-                session = await client.open(SPEC)
-                await submit(session, 1, 3)
-                await session.wait_applied()
+            await leave(server, 3)
             other = asyncio.create_task(spy.gateway.workers.train("other", lambda: gate.wait(10.0)))
             while spy.session._tasks:
                 await asyncio.sleep(0.01)
@@ -307,18 +311,12 @@ def test_an_unexpected_error(
     async def main() -> None:
         nonlocal broken
         async with serving(tmp_path, timeouts=AWAY) as server:
-            async with device(server) as client:
-                session = await client.open(SPEC)
-                await submit(session, 1, 2)
-                await session.wait_applied()
+            name = await leave(server, 2)
             await parked(tmp_path, SPEC, memory=False)
             broken = False
             async with device(server) as client:
-                session = await client.attach(session.id, SPEC)
-                await submit(session, 3, BATCHES)
-                await session.finish()
-                await session.wait_finished()
-                assert await session.pull() == undisturbed
+                session = await client.attach(name, SPEC)
+                assert await complete(session) == undisturbed
 
     run_once(main())
 
@@ -371,13 +369,10 @@ def test_what_is_applied_does_not_fall_within_an_attachment(
 
     async def main() -> None:
         async with serving(tmp_path, timeouts=AWAY) as server:
-            async with device(server) as client:
-                session = await client.open(SPEC)
-                await submit(session, 1, 4)
-                await session.wait_applied()
+            name = await leave(server, 4)
             await parked(tmp_path, SPEC)
             async with raw(server) as peer:
-                opened = await peer.opened(session.id)
+                opened = await peer.opened(name)
                 await peer.applied(4)
                 seen = [opened.applied, *(ack.applied for ack in peer.of(Ack))]
                 assert seen == sorted(seen)
@@ -422,13 +417,10 @@ def test_no_file_work_in_the_event_loop(
 
     async def main() -> None:
         async with serving(tmp_path, timeouts=AWAY) as server:
-            async with device(server) as client:
-                session = await client.open(SPEC)
-                await submit(session, 1, 2)
-                await session.wait_applied()
+            name = await leave(server, 2)
             await parked(tmp_path, SPEC)
             async with device(server) as client:
-                await client.attach(session.id, SPEC)
+                await client.attach(name, SPEC)
             await parked(tmp_path, SPEC)
 
     run_once(main())

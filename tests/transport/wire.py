@@ -10,6 +10,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import pytest
+
+from mobillm.errors import ConnectionClosedError, ErrorCode
 from mobillm.options import Limits, Timeouts
 from mobillm.protocol import Bye, Credit, Data, Message, Open, Opened
 from mobillm.transport import Connection, Server, connect, serve
@@ -21,11 +24,11 @@ __all__ = [
     "attach",
     "device",
     "eventually",
+    "given_up_once_nothing_moves",
     "idle",
     "pair",
     "payload_of",
     "server",
-    "trickle",
     "until_end",
 ]
 
@@ -116,8 +119,11 @@ async def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> None
             await asyncio.sleep(0.005)
 
 
-async def trickle(near: Connection, far: Connection, seconds: float) -> None:
-    """Send 4 MB from an attached end, and let the other end's machine take a little now and then."""
+async def given_up_once_nothing_moves(near: Connection, far: Connection) -> None:
+    """Send 4 MB from an attached end whose keepalive takes .45 s; the other's machine takes a little of them.
+
+    As long as it does it is not given up, then it is.
+    """
     assert far._transport is not None
     far._pause(True)
     sock = far._transport.get_extra_info("socket")
@@ -125,7 +131,12 @@ async def trickle(near: Connection, far: Connection, seconds: float) -> None:
     for number in range(40):
         near.post(make_data(1, 0, bytes(100_000), offset=number * 100_000, values=1 << 23))
     start = time.monotonic()
-    while time.monotonic() - start < seconds:
+    while time.monotonic() - start < 1.5:  # three times what an idle connection is given
         await asyncio.sleep(0.05)
         with contextlib.suppress(BlockingIOError):
             os.read(sock.fileno(), 1 << 15)
+    assert near.is_open
+    assert near.keepalive.round_trip is None
+    with pytest.raises(ConnectionClosedError) as info:
+        await asyncio.wait_for(until_end(near), 5.0)
+    assert info.value.code == ErrorCode.IDLE_TIMEOUT

@@ -52,7 +52,8 @@ def test_a_child_ends_with_a_parent_that_is_killed() -> None:
 
 def test_a_child_whose_parent_has_ended_does_not_begin() -> None:
     """Nobody would end it."""
-    assert child.main(["1", "never-started"]) == 1
+    nobodys_parent = str(os.getpid())  # 1 is the parent of what runs in the background
+    assert child.main([nobodys_parent, "never-started"]) == 1
     assert child.main([]) == 2
 
 

@@ -9,7 +9,7 @@ from ..device.dataset import load_examples
 from .arguments import Subparsers, add_command, add_data, add_model, add_side, at_least
 from .console import print_json, say
 from .failure import DONE
-from .loading import load_config, load_tuned
+from .loading import load_config, load_tuned, loading
 
 __all__ = ["add", "run"]
 
@@ -46,9 +46,9 @@ def add(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate a side network."""
-    say("loading torch ...")
-    from ..device.batches import make_batches
-    from ..nn.evaluation import evaluate
+    with loading("torch"):
+        from ..device.batches import make_batches
+        from ..nn.evaluation import evaluate
 
     config = load_config(args.side)
     task = config.spec.task

@@ -32,7 +32,7 @@ from .arguments import (
 from .console import print_json, say
 from .failure import DONE, FAILED
 from .finetune_specs import MAX_BITS, MIN_BITS, settle_kind, specs
-from .loading import check_output, check_trace, load_backbone
+from .loading import check_output, check_trace, load_backbone, loading
 from .plan import fit_memory, size
 from .summary import count, fraction, summary
 
@@ -306,9 +306,9 @@ def run(args: argparse.Namespace) -> int:
     say(count(train, heldout))
     check_server(args.server, tenant, secret, tls)
     _be_nice(args)
-    say("loading torch ...")
-    from ..device.finetune import finetune
-    from .progress import ProgressDisplay
+    with loading("torch"):
+        from ..device.finetune import finetune
+        from .progress import ProgressDisplay
 
     check_output(args.out, overwrite=args.overwrite)
     if args.memory_limit is not None:

@@ -7,7 +7,7 @@ import time
 
 from ..errors import ConfigError, ModelError
 from .arguments import MAX_SEED, Subparsers, add_command, add_model, add_side, at_least, between
-from .console import print_json, say
+from .console import print_json
 from .failure import DONE
 from .loading import load_config, load_tuned
 from .texts import check_text
@@ -62,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
     if not 0.0 <= args.temperature <= 100.0:
         raise ConfigError("temperature", args.temperature, "0 to 100")
     check_text(args.prompt, "--prompt", pair=False)
-    say("loading torch ...")
     config = load_config(args.side)
     if config.spec.task != "causal-lm":
         raise ModelError(

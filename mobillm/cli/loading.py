@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +26,30 @@ __all__ = [
     "load_backbone",
     "load_config",
     "load_tuned",
+    "loading",
     "open_backbone",
 ]
 
 OPENED = 2  # layers that are timed
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Say what is loaded, and keep the garbage collector out of it.
+
+    Modules and models are hundreds of thousands of objects that stay. To go through them again and again
+    while they come takes a tenth of the loading time, and finds nothing; later collections need not look
+    at them either.
+    """
+    say(f"loading {what} ...")
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.freeze()
+            gc.enable()
 
 
 def load_backbone(args: argparse.Namespace, *, taps: str, lm_head: bool) -> Backbone:
@@ -39,22 +62,22 @@ def load_backbone(args: argparse.Namespace, *, taps: str, lm_head: bool) -> Back
     """
     if args.stream_weights and args.dtype in ("int8", "int4"):
         raise ConfigError("dtype", args.dtype, "bfloat16, float16 or float32 with --stream-weights")
-    say(f"loading the model {args.model} ...")
-    import torch
+    with loading(f"the model {args.model}"):
+        import torch
 
-    from ..nn.backbone import Backbone
-    from ..nn.models import resolve_model
-    from ..nn.streamed import StreamedBackbone
+        from ..nn.backbone import Backbone
+        from ..nn.models import resolve_model
+        from ..nn.streamed import StreamedBackbone
 
-    torch.set_num_threads(args.threads)
-    kind = StreamedBackbone if args.stream_weights else Backbone
-    return kind.from_pretrained(
-        resolve_model(args.model),
-        dtype=args.dtype,
-        compute_dtype=args.compute_dtype,
-        taps=taps,
-        lm_head=lm_head,
-    )
+        torch.set_num_threads(args.threads)
+        kind = StreamedBackbone if args.stream_weights else Backbone
+        return kind.from_pretrained(
+            resolve_model(args.model),
+            dtype=args.dtype,
+            compute_dtype=args.compute_dtype,
+            taps=taps,
+            lm_head=lm_head,
+        )
 
 
 def open_backbone(args: argparse.Namespace, *, taps: str) -> Backbone:
@@ -117,7 +140,8 @@ def load_tuned(args: argparse.Namespace, config: SideConfig) -> SideTuned:
         ModelError: the model or the side network cannot be used, or they do not fit each other.
 
     """
-    from ..nn.sidetuned import SideTuned
+    with loading("torch"):
+        from ..nn.sidetuned import SideTuned
 
     # The side network says which layers it needs, once it is known that it fits the model.
     backbone = load_backbone(args, taps="all", lm_head=config.spec.task == "causal-lm")

@@ -54,7 +54,6 @@ def add(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict."""
-    say("loading torch ...")
     for number, text in enumerate(args.texts, 1):
         check_text(text, f"text {number}")
     config = load_config(args.side)

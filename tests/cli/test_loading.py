@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from mobillm.cli.loading import OPENED, check_output, load_backbone, load_config, open_backbone
+from mobillm.cli.loading import OPENED, check_output, load_backbone, load_config, loading, open_backbone
 from mobillm.errors import ConfigError, ModelError
 from mobillm.nn.streamed import StreamedBackbone
 
@@ -83,3 +84,34 @@ def test_config(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "file", tmp_path / "none"):
         with pytest.raises(ModelError, match=r"--side .* holds no side network"):
             load_config(folder)
+
+
+def test_the_collector_rests_while_something_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gc.isenabled()
+    try:
+        with loading("a model"):
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+    assert capsys.readouterr().err == "loading a model ...\n"
+
+
+def test_the_collector_runs_again_after_a_failure() -> None:
+    try:
+        with pytest.raises(ValueError, match="damaged"), loading("a model"):
+            raise ValueError("damaged")
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with loading("a model"):
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

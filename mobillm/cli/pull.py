@@ -31,15 +31,14 @@ def add(subparsers: Subparsers) -> None:
         run,
         summary="fetch the result of a session that was detached",
         description="Wait until the server has trained a session that 'mobillm finetune --detach' has left, "
-        "and save its side network to --out. Needs neither the model nor the data. Ctrl-C changes nothing: "
-        "the same command fetches the result later.",
+        "or one whose 'mobillm finetune' was ended after it had sent everything, and save its side network "
+        "to --out. Needs neither the model nor the data. Ctrl-C changes nothing: the same command fetches "
+        "the result later.",
         examples=_EXAMPLES,
     )
     parser.add_argument("session", metavar="SESSION", help="its name, or the first digits of it")
     add_access(parser)
-    parser.add_argument(
-        "--out", required=True, type=file_path, metavar="DIR", help="the --out of the run that was detached"
-    )
+    parser.add_argument("--out", required=True, type=file_path, metavar="DIR", help="the --out of that run")
 
 
 def run(args: argparse.Namespace) -> int:

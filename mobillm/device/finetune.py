@@ -62,7 +62,8 @@ class Options(TypedDict, total=False):
         max_length: most tokens of a sample; longer ones are cut.
         seed: of the order, the initialisation and dropout.
         output: directory for the result; None does not save it. While the run is unfinished the
-            directory remembers its session: the same call after a kill goes on where it stopped.
+            directory remembers its session: the same call after a kill goes on where it stopped, and
+            once the server has everything :func:`mobillm.device.pull.pull_async` fetches the result, too.
         detach: come back as soon as the server has everything on its disk, for
             :func:`mobillm.device.pull.pull_async` later; needs ``output``.
         duty: part of the time in which the device computes at most, above 0 to 1 (default).
@@ -233,7 +234,9 @@ async def finetune_async(
         await uplink.start()
         if uplink.received:
             logger.warning("= going on after batch %d of %d", uplink.received, len(job.batches))
-        if resume is not None:
+        if resume is not None and output is not None:
+            if unfinished is None:
+                Pending.clear(output)  # of an earlier session
             resume.save(uplink.id, job.spec, uplink.session.equalizers)
             uplink.on_equalizers = functools.partial(resume.save, uplink.id, job.spec)
         pipeline = Pipeline(backbone, uplink, queue=limits.queue, trace=trace, duty=options.get("duty", 1.0))
@@ -246,8 +249,9 @@ async def finetune_async(
             await asyncio.gather(reporter, return_exceptions=True)
     finally:
         await uplink.close()
-    if resume is not None and not report.detached:
+    if resume is not None and output is not None and not report.detached:
         resume.clear()
+        Pending.clear(output)
     path = options.get("trace")
     if path is not None:
         try:
@@ -267,12 +271,18 @@ async def _run(
     streamed = time.monotonic() - begun
     await uplink.finish()
     output = options.get("output")
-    if options.get("detach") and output is not None:
-        await uplink.wait_durable()
-        await uplink.detach()
-        pending = Pending(session=uplink.id, config=job.config, heldout=bool(options.get("heldout")))
+    await uplink.wait_durable()
+    if output is not None:  # from here on nothing but this file is needed to fetch the result
+        pending = Pending(
+            session=uplink.id,
+            batches=len(job.batches),
+            config=job.config,
+            heldout=bool(options.get("heldout")),
+        )
         await asyncio.to_thread(pending.save, output)
-        return _measured(job, uplink, pipeline, watch, streamed, start, None, None)
+        if options.get("detach"):
+            await uplink.detach()
+            return _measured(job, uplink, pipeline, watch, streamed, start, None, None)
     finished = await uplink.wait_finished()
     if finished.steps and finished.loss is None:
         raise ModelError(

@@ -10,6 +10,7 @@ from typing import Self
 from ..errors import DataError, ModelError
 from ..nn.cache import installed
 from ..nn.saved import SideConfig
+from .resume import SESSION_FILE
 
 __all__ = ["PENDING_FILE", "Pending"]
 
@@ -23,12 +24,14 @@ class Pending:
 
     Attributes:
         session: its 16 bytes.
+        batches: how many there are, the held-out ones included.
         config: what will be saved beside the weights.
         heldout: whether some of its batches are held out, so that the result can be evaluated.
 
     """
 
     session: bytes
+    batches: int
     config: SideConfig
     heldout: bool
 
@@ -44,15 +47,16 @@ class Pending:
         try:
             content = json.loads(path.read_bytes())
             session = bytes.fromhex(content["session"])
-            if len(session) != _ID_BYTES or type(content["heldout"]) is not bool:
-                raise ValueError("its session or its part that is held out is none")
+            batches, heldout = content["batches"], content["heldout"]
+            if len(session) != _ID_BYTES or type(heldout) is not bool or type(batches) is not int:
+                raise ValueError("its session, its batches or its part that is held out is none")
             config = SideConfig.from_json(json.dumps(content["config"]), str(path))
-            return cls(session=session, config=config, heldout=content["heldout"])
+            return cls(session=session, batches=batches, config=config, heldout=heldout)
         except FileNotFoundError:
-            raise DataError(
-                f"{directory} waits for no result (no {PENDING_FILE}); give the --out of the run that was "
-                "detached, or run 'mobillm finetune --detach' first"
-            ) from None
+            advice = "give the --out of the run that was detached, or run 'mobillm finetune --detach' first"
+            if (directory / SESSION_FILE).exists():
+                advice = "its run has not sent everything; the same 'mobillm finetune' again goes on with it"
+            raise DataError(f"{directory} waits for no result (no {PENDING_FILE}): {advice}") from None
         except (OSError, ValueError, KeyError, TypeError, RecursionError, ModelError) as exc:
             raise DataError(f"{path} cannot be read ({exc}); run 'mobillm finetune' again") from exc
 
@@ -65,6 +69,7 @@ class Pending:
         """
         content = {
             "session": self.session.hex(),
+            "batches": self.batches,
             "heldout": self.heldout,
             "config": json.loads(self.config.to_json()),
         }

@@ -59,12 +59,12 @@ async def pull_async(
     limits: Limits | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Pulled:
-    """Wait until a detached session is trained, and save its side network.
+    """Wait until a session that was left, or whose device was killed, is trained, and save its side network.
 
     Works without torch. The server is told that the result has arrived only after it was saved.
 
     Args:
-        output: the ``output`` of the run that was detached.
+        output: the ``output`` of that run.
         server: ``mobillm://host:port``, or ``mobillms://host:port`` for TLS.
         token: the tenant's secret.
         tenant: whose token it is.
@@ -74,7 +74,8 @@ async def pull_async(
         on_progress: called about five times a second; None calls nobody.
 
     Raises:
-        DataError: no result is waited for in ``output``, or the server has lost a blob of the session.
+        DataError: no result is waited for in ``output``, or the server has lost a blob or a
+            batch of the session.
         HandshakeError: the server refused the connection; the token is wrong, say.
         RemoteError: the server has no such session, or the session failed.
         ConnectionClosed: there is no server, or the connection was lost for too long.
@@ -100,6 +101,12 @@ async def pull_async(
                 f"the server has lost weights that session {pending.session.hex()} needs (SHA-256 "
                 f"{exc.value}); have its owner restore them from a backup, or run 'mobillm finetune' again"
             ) from exc
+        if uplink.received < pending.batches:  # it was restored from a backup, say
+            raise DataError(
+                f"the server has {uplink.received} of {pending.batches} batches of session "
+                f"{pending.session.hex()}; run 'mobillm finetune' again, which sends the others"
+            )
+        await uplink.finish()  # again, in case the device was killed before its own had arrived
         finished = await uplink.wait_finished()
         evaluation = None
         if pending.heldout:

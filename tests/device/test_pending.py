@@ -8,12 +8,14 @@ import pathlib
 import pytest
 
 from mobillm.device.pending import PENDING_FILE, Pending
+from mobillm.device.resume import SESSION_FILE
 from mobillm.errors import DataError
 from mobillm.nn.saved import SideConfig
 from tests.sessions import spec
 
 PENDING = Pending(
     session=bytes(range(16)),
+    batches=5,
     config=SideConfig(spec=spec(epochs=4), max_length=32, labels=("bad", "göod")),
     heldout=True,
 )
@@ -28,11 +30,22 @@ def test_round_trip(tmp_path: pathlib.Path) -> None:
     Pending.clear(place)
     with pytest.raises(DataError, match="run 'mobillm finetune --detach' first"):
         Pending.load(place)
+    (place / SESSION_FILE).write_text("{}")
+    with pytest.raises(DataError, match="the same 'mobillm finetune' again goes on with it"):
+        Pending.load(place)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("session", "00"), ("session", 5), ("heldout", 1), ("config", None), ("config", {"format": 1})],
+    [
+        ("session", "00"),
+        ("session", 5),
+        ("heldout", 1),
+        ("batches", None),
+        ("batches", True),
+        ("config", None),
+        ("config", {"format": 1}),
+    ],
 )
 def test_damaged(tmp_path: pathlib.Path, name: str, value: object) -> None:
     """A field that cannot be right is refused with the file's name."""

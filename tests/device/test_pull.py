@@ -18,9 +18,12 @@ from mobillm.device.finetune import finetune
 from mobillm.device.pending import PENDING_FILE, Pending
 from mobillm.device.progress import Progress, Report
 from mobillm.device.pull import Pulled, pull_async
+from mobillm.device.resume import SESSION_FILE
+from mobillm.device.uplink import Uplink
 from mobillm.errors import ConfigError, DataError, RemoteError
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.saved import WEIGHTS_FILE
+from mobillm.options import Timeouts
 from mobillm.server.batch import Batch
 from mobillm.server.log import ActivationLog
 from mobillm.server.trainer import Trainer
@@ -101,6 +104,65 @@ def test_killed_after_the_first_pass(backbone: Backbone, tmp_path: pathlib.Path)
     assert weights[0] == weights[1]
     for name in (PENDING_FILE, "session.json"):
         assert not (tmp_path / "left" / name).exists()
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_killed_before_the_result(
+    backbone: Backbone, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, arrived: bool
+) -> None:
+    """A device that did not detach has its result fetched like one that did, even if its FINISH was lost."""
+
+    class Killed(BaseException):
+        pass
+
+    async def killed(self: Uplink) -> None:
+        raise Killed
+
+    async def lost(self: Uplink) -> None:
+        pass
+
+    with server_process(tmp_path / "server") as server:
+        stayed = run(backbone, server, tmp_path / "stayed")
+        assert not (tmp_path / "stayed" / PENDING_FILE).exists()
+        with monkeypatch.context() as patched:
+            patched.setattr(Uplink, "wait_finished", killed)
+            if not arrived:
+                patched.setattr(Uplink, "finish", lost)
+            with pytest.raises(Killed):
+                run(backbone, server, tmp_path / "killed")
+        pulled = pull(tmp_path / "killed", server, timeouts=Timeouts(reconnect=20))
+    assert (pulled.loss, pulled.evaluation) == (stayed.loss, stayed.evaluation)
+    weights = [(tmp_path / name / WEIGHTS_FILE).read_bytes() for name in ("stayed", "killed")]
+    assert weights[0] == weights[1]
+
+
+def test_a_new_run_forgets_the_old_session(
+    backbone: Backbone, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is killed before it has sent everything does not wait for the result of the session before."""
+
+    async def killed(self: Uplink) -> None:
+        raise KeyboardInterrupt
+
+    with server_process(tmp_path / "server") as server:
+        run(backbone, server, tmp_path / "out", detach=True)
+        (tmp_path / "out" / SESSION_FILE).unlink()
+        with monkeypatch.context() as patched:
+            patched.setattr(Uplink, "wait_durable", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(backbone, server, tmp_path / "out")
+        with pytest.raises(DataError, match="again goes on with it"):
+            pull(tmp_path / "out", server)
+
+
+def test_a_session_that_has_lost_batches(backbone: Backbone, tmp_path: pathlib.Path) -> None:
+    """It would wait for ever, or train on less; the error says what mends it."""
+    with server_process(tmp_path / "server") as server:
+        run(backbone, server, tmp_path / "out", detach=True)
+        more = dataclasses.replace(Pending.load(tmp_path / "out"), batches=6)
+        more.save(tmp_path / "out")
+        with pytest.raises(DataError, match="the server has 5 of 6 batches"):
+            pull(tmp_path / "out", server)
 
 
 def test_a_session_that_is_gone(backbone: Backbone, tmp_path: pathlib.Path) -> None:

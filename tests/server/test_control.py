@@ -200,7 +200,8 @@ def test_a_blob_that_is_gone(run_once: Run, tmp_path: pathlib.Path, finished: Fi
             assert shown["state"] == "failed"
             assert f"{'0' * 64} is gone; restore it from a backup" in shown["failure"]
             output = tmp_path / "out"
-            Pending(session=name, config=SideConfig(spec=what, max_length=9), heldout=False).save(output)
+            config = SideConfig(spec=what, max_length=9)
+            Pending(session=name, batches=1, config=config, heldout=False).save(output)
             with pytest.raises(DataError, match=f"lost weights that session {name.hex()} needs"):
                 await pull_async(output, server=str(server.address), token=TOKEN, timeouts=QUICK)
 

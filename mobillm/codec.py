@@ -221,11 +221,11 @@ def unpack(header: TensorHeader, payload: Buffer, equalizer: Equalizer | None = 
 
 
 def unpack_torch(
-    header: TensorHeader, payload: Buffer, device: Any = "cpu", equalizer: Equalizer | None = None
+    header: TensorHeader, payload: Any, device: Any = "cpu", equalizer: Equalizer | None = None
 ) -> Any:
     """Return the torch tensor of a packed tensor, unpacked on ``device``; else like :func:`unpack`.
 
-    The packed bytes travel to the device, not the floats.
+    The packed bytes travel to the device, not the floats; they may be there already, as a uint8 tensor.
     """
     factors = None if equalizer is None else _as_torch(equalizer)
     shape, block = header.shape, header.block or 64

@@ -26,6 +26,7 @@ from ..protocol import LENGTHS, TARGETS
 from ..spec import OptimizerSpec, SessionSpec
 from .batch import Batch
 from .equalizers import Equalizers
+from .upload import Upload
 from .weights import Weights
 
 __all__ = ["Trainer", "applied_in", "check_size", "learning_rate", "warm_up"]
@@ -123,6 +124,10 @@ class Trainer:
         self.spec = spec
         self._equalizers = equalizers or Equalizers()
         self.device = torch.device(device)
+        self._upload = Upload(self.device)
+        if self.device.type == "cuda":
+            # Products of fp32 matrices are made of TF32 ones: their 10 bits are more than packed taps carry.
+            torch.set_float32_matmul_precision("high")
         self.steps = 0
         self.skipped = 0
         self.lr = 0.0
@@ -135,22 +140,20 @@ class Trainer:
 
     def unpack(self, parts: Sequence[Batch]) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return a batch's taps, lengths and targets, as the network takes them."""
-
-        def load(tensor: int) -> Tensor:
-            found = [self._load_part(part, tensor) for part in parts]
-            return found[0] if len(found) == 1 else torch.cat(found)
-
-        taps = [load(tensor) for tensor in range(len(self.spec.model.taps))]
-        targets = load(TARGETS)
+        numbers = [*range(len(self.spec.model.taps)), TARGETS]
+        *taps, targets = map(_joined, zip(*(self._unpack_part(part, numbers) for part in parts), strict=True))
         if self.spec.task != "regression":
             targets = targets.long()
-        return taps, load(LENGTHS).long().cpu(), targets
+        lengths = _joined([unpack_torch(part.headers[LENGTHS], part.payloads[LENGTHS]) for part in parts])
+        return taps, lengths.long(), targets
 
-    def _load_part(self, part: Batch, tensor: int) -> Tensor:
-        header = part.headers[tensor]
-        equalizer = self._equalizers.of(tensor, header)
-        value: Tensor = unpack_torch(header, part.payloads[tensor], self.device, equalizer)
-        return value
+    def _unpack_part(self, part: Batch, numbers: Sequence[int]) -> list[Tensor]:
+        sent = self._upload.send([part.payloads[number] for number in numbers])
+        headers = [part.headers[number] for number in numbers]
+        return [
+            unpack_torch(header, octets, self.device, self._equalizers.of(number, header))
+            for number, header, octets in zip(numbers, headers, sent, strict=True)
+        ]
 
     def step(self, *parts: Batch) -> float | None:
         """Take one optimizer step.
@@ -290,6 +293,10 @@ class Trainer:
         if f"first.{one}" in tensors:
             self.trained.set_moments(vector("first"), vector("second"), tensors[f"count.{one}"])
         self._best = vector("best").to(self.device) if f"best.{one}" in tensors else None
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 def applied_in(data: bytes) -> int:

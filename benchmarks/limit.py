@@ -154,18 +154,18 @@ def draw(figures: dict[str, Any], path: pathlib.Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
     for name, label in (
         ("resident", "resident, no limit"),
         ("mapped", "resident, limited"),
         ("streamed", "streamed, limited"),
     ):
-        times, sizes = zip(*figures[f"memory.{name}"], strict=True)
-        axes.plot(times, [size / MIB for size in sizes], label=label)
+        seen = [(seconds, size / MIB) for seconds, size in figures[f"memory.{name}"] if size]
+        axes.plot(*zip(*seen, strict=True), label=label)
     axes.axhline(figures["weights_bytes"] / MIB, color="grey", linestyle=":", label="weights")
     axes.axhline(figures["limit_bytes"] / MIB, color="black", linestyle="--", label="limit")
     axes.set(xlabel="seconds since the start", ylabel="resident memory, MiB", ylim=(0, None), xlim=(0, None))
-    axes.legend()
+    figure.legend(loc="outside right upper")
     axes.set_title(f"{figures['model']}, {figures['samples']} samples")
     figure.savefig(path, dpi=100)
 

@@ -18,6 +18,13 @@ enum { FN(IN_PLACE) = 1 };
 #else
 enum { FN(IN_PLACE) = 0 };
 #endif
+/* Whether memory is fetched ahead, to read from and to write to: processors that have AVX2 only are faster by
+ * themselves (1.15 instead of 0.88 times the speed of memcpy for asym8). */
+#ifdef NATIVE_AVX2
+enum { FN(FETCH) = 0 };
+#else
+enum { FN(FETCH) = 1 };
+#endif
 
 /* Smallest and largest value of a block, as keys: numbers that are ordered like the values, with NaN at the
  * ends. Unlike fp32 numbers, integers may be compared in any order, which vector reductions need. */
@@ -307,18 +314,6 @@ static void FN(choose_scales)(enum format format, int bits, const float *low, co
     }
 }
 
-INLINE void FN(quantize_block)(const struct encode_job *job,
-                                                                     const loose_f32 *x, int n, float base,
-                                                                     float inverse, uint8_t *codes)
-{
-    if (job->format == F8)
-        FN(quantize_f8)(x, n, inverse, codes);
-    else if (job->format == ASYM4)
-        FN(quantize)(x, n, base, inverse, 15, codes);
-    else
-        FN(quantize)(x, n, base, inverse, 255, codes);
-}
-
 /* Fetches the values that a block's place in a later group holds; an address past the end is no harm. */
 INLINE void FN(fetch)(uintptr_t address, int n, enum kind kind)
 {
@@ -366,18 +361,26 @@ static bool FN(encode_group)(const struct encode_job *job, const struct FN(runs)
     bool in_place = FN(IN_PLACE) && is_asym(job->format) && job->bits == 8;
     /* Two groups ahead, so that memory is read in every step and not only in the first. */
     uintptr_t ahead = (uintptr_t)job->x + (first + 2 * FN(GROUP) * (size_t)n) * (kind == KIND_F32 ? 4 : 2);
-    for (int b = 0; b < count; b++, ahead += (kind == KIND_F32 ? 4 : 2) * (size_t)n) {
-        uint8_t *to = in_place ? out + b * record : codes[b];
-        FOR_LENGTH(n, FN(fetch)(ahead, N, kind);
-                   FN(quantize_block)(job, source[b], N, scales.base[b], scales.inverse[b], to));
+#define QUANTIZE(work)                                                                                      \
+    for (int b = 0; b < count; b++, ahead += (kind == KIND_F32 ? 4 : 2) * (size_t)n) {                          \
+        const loose_f32 *from = source[b];                                                                      \
+        float base = scales.base[b], inverse = scales.inverse[b];                                               \
+        uint8_t *to = in_place ? out + b * record : codes[b];                                                   \
+        (void)base;                                                                                             \
+        FOR_LENGTH(n, if (FN(FETCH)) FN(fetch)(ahead, N, kind); work);                                          \
     }
+    if (job->format == F8)
+        QUANTIZE(FN(quantize_f8)(from, N, inverse, to))
+    else if (job->format == ASYM4)
+        QUANTIZE(FN(quantize)(from, N, base, inverse, 15, to))
+    else
+        QUANTIZE(FN(quantize)(from, N, base, inverse, 255, to))
+#undef QUANTIZE
     if (job->table)
         for (int b = 0; b < count; b++)
             FN(look_up)(job->table, runs, codes[b], n);
-#ifndef NATIVE_AVX2 /* where fetching what will be overwritten takes longer than it saves */
-    for (int line = 0; line < count * record; line += 64) /* an address past the end is no harm */
+    for (int line = 0; FN(FETCH) && line < count * record; line += 64) /* an address past the end is no harm */
         __builtin_prefetch((const void *)((uintptr_t)out + AHEAD + (uintptr_t)line), 1);
-#endif
     if (!in_place)
         FOR_BITS(job->bits, for (int b = 0; b < count; b++)
             FOR_LENGTH(n, FN(pack)(codes[b], N, BITS, DROP, out + b * record)));

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..device.dataset import Dataset, load_examples
-from ..errors import ConfigError
+from ..device.pending import PENDING_FILE
+from ..device.resume import SESSION_FILE
+from ..errors import ConfigError, ErrorCode, RemoteError
 from ..formats import BLOCKS, Format
 from ..nn.taps import parse_taps
 from ..nn.tokens import MAX_LENGTH
@@ -364,15 +366,25 @@ def _be_nice(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _how_to_go_on(directory: Path) -> Iterator[None]:
-    """Say on Ctrl-C that nothing is lost."""
+    """Say on Ctrl-C that nothing is lost, and how to start anew where the session is."""
+    session = directory / SESSION_FILE
     try:
         yield
     except KeyboardInterrupt:
-        if (directory / "session.json").exists():
+        if (directory / PENDING_FILE).exists():
+            say(
+                "the server has everything and trains on; the same command again, or "
+                f"'mobillm pull --out {directory}', fetches the result later"
+            )
+        elif session.exists():
             say(
                 "the session stays on the server; the same command again goes on with it, "
-                f"deleting {directory / 'session.json'} starts anew"
+                f"deleting {session} starts anew"
             )
+        raise
+    except RemoteError as error:
+        if error.code == ErrorCode.SESSION_UNKNOWN and session.exists():
+            say(f"the session of {session} is gone; delete that file, and the same command starts anew")
         raise
 
 

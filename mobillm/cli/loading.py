@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..device.pending import PENDING_FILE
 from ..errors import ConfigError, ModelError
 from ..nn.adapter import ADAPTER_WEIGHTS
 from ..nn.saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config
@@ -126,10 +127,10 @@ def load_config(directory: Path) -> SideConfig:
 
     """
     if not os.access(directory / CONFIG_FILE, os.R_OK):
-        raise ModelError(
-            f"--side {directory} holds no side network (no readable {CONFIG_FILE}); "
-            "give the directory that --out of 'mobillm finetune' named"
-        )
+        advice = "give the directory that --out of 'mobillm finetune' named"
+        if (directory / PENDING_FILE).exists():
+            advice = f"its result is still on the server: 'mobillm pull --out {directory}' fetches it"
+        raise ModelError(f"--side {directory} holds no side network (no readable {CONFIG_FILE}); {advice}")
     return read_config(directory)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 from ..device.pending import Pending
 from ..device.pull import Pulled, pull_async
@@ -12,12 +14,13 @@ from ..errors import ConfigError
 from ..options import Timeouts
 from .access import add_access, device_tls, device_token
 from .arguments import Subparsers, add_command, file_path
-from .console import early, print_json
+from .console import early, print_json, say
 from .failure import DONE
 
 __all__ = ["add", "run"]
 
 _EXAMPLES = """\
+  mobillm pull --out mood
   mobillm pull 1f0c5a7e --out mood
   mobillm pull 1f0c5a7e --out mood --server mobillms://gpu.example:7707 --ca ca.pem --token-file token
 """
@@ -36,7 +39,13 @@ def add(subparsers: Subparsers) -> None:
         "the result later.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("session", metavar="SESSION", help="its name, or the first digits of it")
+    parser.add_argument(
+        "session",
+        nargs="?",
+        default="",
+        metavar="SESSION",
+        help="its name, or the first digits of it (default: the one that --out waits for)",
+    )
     add_access(parser)
     parser.add_argument("--out", required=True, type=file_path, metavar="DIR", help="the --out of that run")
 
@@ -45,13 +54,13 @@ def run(args: argparse.Namespace) -> int:
     """Wait for a result and save it."""
     pending = Pending.load(args.out)
     name = pending.session.hex()
-    if not args.session or not name.startswith(args.session.lower()):
+    if not name.startswith(args.session.lower()):
         raise ConfigError("SESSION", args.session, f"{name}, which --out {args.out} waits for")
     tenant, secret = device_token(args)
     tls = device_tls(args)
     from .progress import ProgressDisplay  # needs rich
 
-    with ProgressDisplay() as display:
+    with ProgressDisplay() as display, _how_to_go_on():
         pulled = asyncio.run(
             pull_async(
                 args.out,
@@ -68,6 +77,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_summary(pulled))
     return DONE
+
+
+@contextlib.contextmanager
+def _how_to_go_on() -> Iterator[None]:
+    """Say on Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("the server trains on; the same command fetches the result later")
+        raise
 
 
 def _summary(pulled: Pulled) -> str:

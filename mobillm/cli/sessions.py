@@ -199,7 +199,7 @@ def _print(answer: dict[str, Any], args: argparse.Namespace) -> int:
         text = _plain("-" if value is None else str(value))
         print(
             textwrap.fill(
-                text, _WIDTH, initial_indent=f"{name.replace('_', ' '):<15}", subsequent_indent=" " * 15
+                text, _WIDTH, initial_indent=f"{name.replace('_', ' '):<20}", subsequent_indent=" " * 20
             )
         )
     return DONE

@@ -44,6 +44,7 @@ def disclosure(spec: SessionSpec, samples: int, tokens: int, blobs: int = 0) -> 
         + ("" if spec.tokens == "all" else " that are sent")
         + (", and once the typical size of each channel" if spec.codec.equalize else ""),
     ]
+    lines.append(f"  the model's name, {spec.model.name!r}, and the options of training")
     if spec.task == "causal-lm":
         lines += [
             "  the target of each token, which is the NEXT TOKEN'S ID IN PLAIN: the server can read the text",
@@ -60,9 +61,11 @@ def disclosure(spec: SessionSpec, samples: int, tokens: int, blobs: int = 0) -> 
             "far as the server lacks them"
         )
     if spec.task == "causal-lm":
-        lines.append("What does not leave it: label names, file names, attention masks.")
+        lines.append("What does not leave it: label names, the names of data files, attention masks.")
     else:
-        lines.append("What does not leave it: texts, token ids, attention masks, label names, file names.")
+        lines.append(
+            "What does not leave it: texts, token ids, attention masks, label names, the names of data files."
+        )
     lines.append(
         "Hidden states of a public model can be inverted: a server you do not trust may recover text."
     )

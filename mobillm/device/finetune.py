@@ -241,6 +241,7 @@ async def finetune_async(
             uplink.on_equalizers = functools.partial(resume.save, uplink.id, job.spec)
         pipeline = Pipeline(backbone, uplink, queue=limits.queue, trace=trace, duty=options.get("duty", 1.0))
         watch = Watch(uplink, pipeline, trace)
+        watch.sent_before = sum(len(batch.input_ids) for batch in job.batches[: uplink.received])
         reporter = asyncio.create_task(_report(watch, uplink, job, on_progress))
         try:
             report = await _run(job, uplink, pipeline, watch, options, start)
@@ -258,7 +259,8 @@ async def finetune_async(
             trace.write(path)
         except DataError as error:  # no reason to keep the result from whoever waited for it
             report = dataclasses.replace(report, trace_error=str(error))
-    on_progress(watch.progress("done", job.samples, job.steps))
+    done = watch.progress("done", job.samples, job.steps)
+    on_progress(dataclasses.replace(done, step=max(done.step, report.steps)))
     return report
 
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from ..errors import DataError, ModelError
 from ..nn.cache import installed
-from ..nn.saved import SideConfig
+from ..nn.saved import CONFIG_FILE, SideConfig
 from .resume import SESSION_FILE
 
 __all__ = ["PENDING_FILE", "Pending"]
@@ -56,6 +56,8 @@ class Pending:
             advice = "give the --out of the run that was detached, or run 'mobillm finetune --detach' first"
             if (directory / SESSION_FILE).exists():
                 advice = "its run has not sent everything; the same 'mobillm finetune' again goes on with it"
+            elif (directory / CONFIG_FILE).exists():
+                advice = "it holds a result already, for 'mobillm evaluate' and 'mobillm predict'"
             raise DataError(f"{directory} waits for no result (no {PENDING_FILE}): {advice}") from None
         except (OSError, ValueError, KeyError, TypeError, RecursionError, ModelError) as exc:
             raise DataError(f"{path} cannot be read ({exc}); run 'mobillm finetune' again") from exc

@@ -28,7 +28,7 @@ class Progress:
     Attributes:
         stage: ``connect``, ``upload`` (of blobs, which ``step`` and ``total_steps`` count then), ``forward``,
             ``train``, ``pull`` or ``done``.
-        samples, total_samples: that went through the forward pass, and that will.
+        samples, total_samples: that went through the forward pass, in earlier runs too, and that will.
         samples_per_second: of the forward pass, from its begin to its last batch.
         step, total_steps: optimizer steps of the server.
         epoch, epochs: the server's epoch, from 1.
@@ -114,6 +114,9 @@ class Watch:
         pipeline: the device's pipeline.
         trace: where the server's timings are noted.
 
+    Attributes:
+        sent_before: samples that the server had before this run, which goes on with a session.
+
     """
 
     def __init__(self, uplink: Uplink, pipeline: Pipeline, trace: Trace) -> None:
@@ -124,6 +127,7 @@ class Watch:
         self._loss: float | None = None
         self._sent: collections.deque[tuple[float, int]] = collections.deque()
         self._start = time.monotonic()
+        self.sent_before = 0
         uplink.on_metrics = self._on_metrics
 
     def _on_metrics(self, metrics: Metrics) -> None:
@@ -178,7 +182,7 @@ class Watch:
         metrics = self._uplink.metrics
         return Progress(
             stage=stage,
-            samples=self._pipeline.samples,
+            samples=self.sent_before + self._pipeline.samples,
             total_samples=total_samples,
             samples_per_second=self.samples_per_second(),
             step=metrics.step if metrics else 0,

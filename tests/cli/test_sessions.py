@@ -54,7 +54,7 @@ def test_on_a_live_server(run_once: Run, tmp_path: Path, capsys: pytest.CaptureF
             listed = json.loads(await command("list", "--json"))["sessions"]
             assert [one["state"] for one in listed] == ["finished", "receiving"]
             shown = await command("show", done.id.hex()[:12])
-            assert f"session        {done.id.hex()}\n" in shown
+            assert f"session             {done.id.hex()}\n" in shown
             assert "spec optimizer" in shown
             assert max(map(len, shown.splitlines())) <= 80
             assert json.loads(await command("show", done.id.hex(), "--json"))["spec"]["epochs"] == 2

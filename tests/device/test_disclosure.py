@@ -13,6 +13,7 @@ def test_each_task_says_what_its_targets_are() -> None:
     assert "layers 2, 4 of 4" in classes
     assert "about 0.2 kB per sample (10 tokens), 0.0 MB for all 100" in classes
     assert "class number" in classes
+    assert "the model's name, 'tiny', and the options of training" in classes
     assert "What does not leave it: texts, token ids" in classes
     assert "target value" in disclosure(spec(task="regression", outputs=1), 100, 1000)
     language = disclosure(spec(task="causal-lm", head="0" * 64), 100, 1000, 2_500_000)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from ..errors import ConfigError, DataError, ModelError
+from ..errors import ConfigError, DataError
 from ..nn.ending import common_ending
 from ..nn.heads import FrozenHead, export_lm_head
 from ..nn.sidetuned import SideConfig, save_side
@@ -27,7 +27,7 @@ from .client import Client, connect
 from .dataset import Example
 from .disclosure import disclosure
 from .duty import Duty
-from .pending import Pending
+from .pending import Pending, check_trained
 from .pipeline import Pipeline, TokenBatch
 from .progress import Progress, Report, Watch
 from .resume import SESSION_FILE, Resume
@@ -286,11 +286,7 @@ async def _run(
             await uplink.detach()
             return _measured(job, uplink, pipeline, watch, streamed, start, None, None)
     finished = await uplink.wait_finished()
-    if finished.steps and finished.loss is None:
-        raise ModelError(
-            "no step of the last epoch had a finite loss, so nothing useful was trained; "
-            "lower the learning rate, or scale the targets of a regression"
-        )
+    check_trained(finished, output)
     evaluation = None
     if options.get("heldout"):
         evaluated = await uplink.evaluate()

@@ -10,9 +10,10 @@ from typing import Self
 from ..errors import DataError, ModelError
 from ..nn.cache import installed
 from ..nn.saved import CONFIG_FILE, SideConfig
+from ..protocol import Finished
 from .resume import SESSION_FILE
 
-__all__ = ["PENDING_FILE", "Pending"]
+__all__ = ["PENDING_FILE", "Pending", "check_trained"]
 
 PENDING_FILE = "pending.json"
 _ID_BYTES = 16
@@ -48,7 +49,8 @@ class Pending:
             content = json.loads(path.read_bytes())
             session = bytes.fromhex(content["session"])
             batches, heldout = content["batches"], content["heldout"]
-            if len(session) != _ID_BYTES or type(heldout) is not bool or type(batches) is not int:
+            whole = type(batches) is int and batches >= 1
+            if len(session) != _ID_BYTES or type(heldout) is not bool or not whole:
                 raise ValueError("its session, its batches or its part that is held out is none")
             config = SideConfig.from_json(json.dumps(content["config"]), str(path))
             return cls(session=session, batches=batches, config=config, heldout=heldout)
@@ -82,7 +84,40 @@ class Pending:
         except OSError as exc:
             raise DataError(f"{directory} cannot be written: {exc.strerror}; choose another --out") from exc
 
+    def check(self, directory: pathlib.Path) -> None:
+        """Check that this is still what a directory waits for.
+
+        Raises:
+            DataError: it is not; a new run has begun there, or another call has fetched the result.
+
+        """
+        if self.load(directory).session != self.session:
+            name = self.session.hex()
+            raise DataError(f"{directory} waits for another session by now; {name} stays on the server")
+
     @staticmethod
     def clear(directory: pathlib.Path) -> None:
         """Forget the session."""
         (directory / PENDING_FILE).unlink(missing_ok=True)
+
+
+def check_trained(finished: Finished, directory: pathlib.Path | None) -> None:
+    """Refuse a result that is of no use.
+
+    Args:
+        finished: how training ended.
+        directory: forgets the session then, so that a new one can be tried; None for none.
+
+    Raises:
+        ModelError: no step of the last epoch had a finite loss.
+
+    """
+    if finished.loss is not None or not finished.steps:
+        return
+    if directory is not None:
+        Pending.clear(directory)
+        (directory / SESSION_FILE).unlink(missing_ok=True)
+    raise ModelError(
+        "no step of the last epoch had a finite loss, so nothing useful was trained; "
+        "lower the learning rate, or scale the targets of a regression"
+    )

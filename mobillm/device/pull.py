@@ -13,7 +13,7 @@ from ..errors import ConfigError, DataError
 from ..nn.saved import save_side
 from ..options import Limits, Timeouts
 from .client import Client, connect
-from .pending import Pending
+from .pending import Pending, check_trained
 from .progress import Progress
 from .resume import SESSION_FILE
 from .uplink import Uplink
@@ -79,7 +79,7 @@ async def pull_async(
         HandshakeError: the server refused the connection; the token is wrong, say.
         RemoteError: the server has no such session, or the session failed.
         ConnectionClosed: there is no server, or the connection was lost for too long.
-        ModelError: ``output`` cannot be written.
+        ModelError: ``output`` cannot be written, or training has ended without a finite loss.
 
     """
     start = time.monotonic()
@@ -108,11 +108,13 @@ async def pull_async(
             )
         await uplink.finish()  # again, in case the device was killed before its own had arrived
         finished = await uplink.wait_finished()
+        check_trained(finished, output)
         evaluation = None
         if pending.heldout:
             evaluated = await uplink.evaluate()
             evaluation = {"samples": evaluated.samples, **evaluated.values}
         weights = await uplink.pull()
+        await asyncio.to_thread(pending.check, output)
         await asyncio.to_thread(save_side, output, weights, pending.config)
         await uplink.confirm()
     finally:

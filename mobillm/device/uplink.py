@@ -115,7 +115,7 @@ class Uplink:
         self._session: Session | None = None
         self._open_batch: Batch | None = None  # on the present connection
         self._kept: collections.deque[KeptBatch] = collections.deque()
-        self._finishing = False
+        self._last: int | None = None  # number of the last batch, once there will be no more
         self._sent_before = 0  # bytes of earlier connections
 
     @property
@@ -221,7 +221,8 @@ class Uplink:
 
     async def finish(self) -> None:
         """Say that no more batches will come."""
-        self._finishing = True
+        if self._last is None:
+            self._last = self.session.sent
         await self._over_losses(lambda session: session.finish())
 
     async def wait_durable(self) -> None:
@@ -336,8 +337,7 @@ class Uplink:
             if kept.seq <= self.session.received:
                 continue
             if kept.seq != self.session.sent + 1:
-                text = f"the server wants batch {self.session.sent + 1}, which is kept no more"
-                raise LocalProtocolError(ErrorCode.GAP, text)
+                raise self._gap()
             self.resent += 1
             batch = self.session.begin(kept.samples, heldout=kept.heldout)
             for tensor, packed in kept.tensors:
@@ -346,5 +346,12 @@ class Uplink:
                 await batch.commit()
             else:
                 self._open_batch = batch
-        if self._finishing:
+        if self._last is not None:
+            if self.session.sent < self._last:  # it would train on less
+                raise self._gap()
             await self.session.finish()
+
+    def _gap(self) -> LocalProtocolError:
+        """Return the error of a server that has lost what it had, one restored from a backup, say."""
+        text = f"the server has lost batch {self.session.sent + 1}; run this again to compute it anew"
+        return LocalProtocolError(ErrorCode.GAP, text)

@@ -126,7 +126,7 @@ class Trainer:
         self.device = torch.device(device)
         self._upload = Upload(self.device)
         if self.device.type == "cuda":
-            # Products of fp32 matrices are made of TF32 ones: their 10 bits are more than packed taps carry.
+            # Products of fp32 matrices are made of TF32 ones, which have 10 bits of fraction as fp16 has.
             torch.set_float32_matmul_precision("high")
         self.steps = 0
         self.skipped = 0

@@ -15,7 +15,7 @@ class Upload:
     """Copies to a GPU from page-locked memory, on a stream of their own; for one thread.
 
     All copies of a batch are begun at once, and the first tensor is unpacked while the others are on their
-    way: computing waits for each copy on the GPU, and nobody waits for one here.
+    way: computing waits for each copy on the GPU, not here.
 
     Args:
         device: where training is done; for the CPU there is nothing to copy.

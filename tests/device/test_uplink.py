@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import pathlib
 import random
+import shutil
 import time
 from typing import Any
 
@@ -19,14 +20,17 @@ from mobillm.errors import (
     ConnectionClosed,
     ErrorCode,
     HandshakeError,
+    LocalProtocolError,
     RemoteError,
     StorageError,
 )
 from mobillm.options import Limits, Timeouts
 from mobillm.protocol import Ack, Goaway
 from mobillm.server import Gateway, serve
+from mobillm.server.batch import Batch
 from mobillm.server.log import ActivationLog
 from mobillm.server.refusal import RETRY_AFTER, refusal
+from mobillm.server.trainer import Trainer
 from mobillm.spec import SessionSpec
 from tests.conftest import Run
 from tests.sessions import KEYS, QUICK, TOKEN, arrays, device, packed, serving, spec, train
@@ -81,6 +85,50 @@ def test_cut_connections(run_once: Run, tmp_path: pathlib.Path, seed: int) -> No
             uplink.session.connection.abort()  # and once more, while the server trains the second epoch
             assert await rest(uplink) == expected
             await uplink.close()
+
+    run_once(main())
+
+
+def test_a_server_that_is_restored_from_a_backup(
+    run_once: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has lost cannot be sent again; it is not told either that nothing more will come."""
+    step = Trainer.step
+
+    def slow(self: Trainer, *parts: Batch) -> float | None:
+        time.sleep(0.1)
+        return step(self, *parts)
+
+    async def main() -> None:
+        expected = await undisturbed(tmp_path / "a")
+        async with serving(tmp_path / "b") as server:
+            address = server.address
+
+            async def dial() -> Client:
+                return await connect(address, token=TOKEN, timeouts=QUICK)
+
+            first = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
+            await first.start()
+            await send(first, 1, 3)
+            await first.session.wait_durable()
+        shutil.copytree(tmp_path / "b", tmp_path / "backup")
+        with monkeypatch.context() as patched:
+            patched.setattr(Trainer, "step", slow)  # so that the loss comes before the end of training
+            async with serve(address, keys=KEYS, directory=tmp_path / "b", timeouts=QUICK):
+                await send(first, 4, BATCHES)
+                await first.finish()
+                await first.wait_durable()
+        async with serve(address, keys=KEYS, directory=tmp_path / "backup", timeouts=QUICK):
+            with pytest.raises(LocalProtocolError, match="has lost batch 4"):
+                await first.wait_finished()
+            second = Uplink(
+                dial, SPEC, session=first.id, equalizers=first.session.equalizers, keep=1 << 20, patience=20.0
+            )
+            await first.close()
+            await second.start()
+            await send(second, 4, BATCHES)
+            assert await rest(second) == expected
+            await second.close()
 
     run_once(main())
 

@@ -27,6 +27,7 @@ _Octets = npt.NDArray[np.uint8]
 SMALLEST = np.float32(2.0**-24)  # the smallest positive fp16 number
 _EPSILON = np.float32(1e-8)
 _GROUP = 4
+_ROWS = 1152  # that are turned at a time
 # Added to a value below 2**22 it leaves the nearest integer, ties to even, in the lowest bits of the sum.
 _ROUND = np.float32(1.5 * 2**23)
 _workspace = Workspace()
@@ -89,10 +90,9 @@ def turn(values: _Floats) -> _Floats:
     group = _GROUP if n % _GROUP == 0 else 1
     turned: _Floats = _workspace.take("turned", (n // group, blocks, group), np.float32)
     kind = f"V{4 * group}"
-    # First a copy in order, which is how memory is read fastest.
-    straight = _workspace.take("straight", values.shape, np.float32)
-    np.copyto(straight, values)
-    turned.view(kind)[..., 0] = straight.view(kind).T
+    target, source = turned.view(kind)[..., 0], values.view(kind)
+    for start in range(0, blocks, _ROWS):  # what is read several times stays in the cache
+        target[:, start : start + _ROWS] = source[start : start + _ROWS].T
     return turned
 
 

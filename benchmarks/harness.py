@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["INTERRUPTED", "interruptible", "json_file", "machine", "peak_bytes", "write_json"]
+__all__ = ["INTERRUPTED", "interruptible", "json_file", "machine", "memory_bytes", "peak_bytes", "write_json"]
 
 INTERRUPTED = 130
 # Instruction sets that figures depend on, as /proc/cpuinfo calls them; the widest one that is there is named.
@@ -67,10 +67,21 @@ def machine() -> dict[str, Any]:
 
 def peak_bytes() -> int:
     """Return this process's peak of resident memory (VmHWM counts from its exec on)."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+    return memory_bytes("VmHWM")
+
+
+def memory_bytes(field: str, process: int | str = "self") -> int:
+    """Return a size of a process, as /proc/PID/status names it.
+
+    Raises:
+        OSError: there is no such process.
+        RuntimeError: it has no such size; it has ended, and nobody has waited for it.
+
+    """
+    for line in pathlib.Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status holds no VmHWM")
+    raise RuntimeError(f"/proc/{process}/status holds no {field}")
 
 
 def json_file(text: str) -> pathlib.Path:

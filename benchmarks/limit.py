@@ -5,8 +5,8 @@ in a memory control group of its own, three times: ``streamed`` (``--stream-weig
 streamed) under a limit of half of the weights, which the kernel enforces, page cache included; and
 ``resident``, without a limit. Weights of a resident backbone are mapped, so the kernel need not end that
 process: it may read them again for every batch. Swap is off, and the weights are out of the page cache at the
-start of each. The device
-has one core and one thread. Needs Linux and root (or control groups that may be written to).
+start of each. The device has one core and one thread. Needs Linux and root (or control groups that may be
+written to).
 
 Keys: ``weights_bytes``, ``limit_bytes``; ``peak_bytes.<run>`` of the group and ``resident_bytes.<run>`` (most
 resident memory of the process, mapped files included); ``seconds_per_sample.<run>`` (first forward pass to
@@ -32,7 +32,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.harness import interruptible, json_file, write_json
+from benchmarks.harness import interruptible, json_file, memory_bytes, write_json
 from benchmarks.memory import serving
 from benchmarks.rig import DEVICE_CORE
 from mobillm.cli.arguments import at_least
@@ -109,10 +109,8 @@ class MemoryGroup:
 
 def resident(pid: int) -> int:
     """Return the bytes of a process that are resident; 0 when it has ended."""
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, RuntimeError):
+        return memory_bytes("VmRSS", pid)
     return 0
 
 

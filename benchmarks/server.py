@@ -42,7 +42,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import grouped
-from benchmarks.harness import write_json
+from benchmarks.harness import peak_bytes, write_json
 from mobillm.codec import PackedTensor
 from mobillm.device.client import connect
 from mobillm.device.packing import pack_batch
@@ -114,8 +114,7 @@ def run_server(directory: pathlib.Path, pipe: Pipe, sessions: int, group: int) -
         ) as server:
             pipe.send(str(server.address))
             await asyncio.to_thread(pipe.recv)
-        status = pathlib.Path("/proc/self/status").read_text()
-        pipe.send(1024 * int(re.findall(r"VmHWM:\s+(\d+)", status)[0]))
+        pipe.send(peak_bytes())
 
     asyncio.run(main())
 

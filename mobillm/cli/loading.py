@@ -91,6 +91,8 @@ def open_backbone(args: argparse.Namespace, *, taps: str) -> Backbone:
         ModelError: the model cannot be found, reached or used.
 
     """
+    import torch
+
     from ..nn.backbone import Backbone
     from ..nn.compute import make_expansion
     from ..nn.loading import model_source
@@ -102,19 +104,17 @@ def open_backbone(args: argparse.Namespace, *, taps: str) -> Backbone:
     if args.stream_weights or args.dtype not in BITS:
         streaming = argparse.Namespace(**{**vars(args), "stream_weights": True})
         return load_backbone(streaming, taps=taps, lm_head=False)
-    import torch
-
-    say(f"loading the model {args.model} ...")
     torch.set_num_threads(args.threads)
     source, name = model_source(args.model, None, None)
     workspace, bits = Workspace(), BITS[args.dtype]
-    model, tokenizer = load_quantized(
-        local_directory(source, local_files_only=False),
-        bits,
-        lm_head=False,
-        workspace=workspace,
-        depth=OPENED,
-    )
+    with loading(f"the model {args.model}"):
+        model, tokenizer = load_quantized(
+            local_directory(source, local_files_only=False),
+            bits,
+            lm_head=False,
+            workspace=workspace,
+            depth=OPENED,
+        )
     expansion = make_expansion(model, args.compute_dtype, workspace)
     return Backbone(model, tokenizer, name=name, taps=taps, expansion=expansion, bits=bits)
 

@@ -20,7 +20,7 @@ from ..spec import CodecSpec
 from .arguments import Subparsers, add_command, add_model, at_least, between
 from .console import print_json, say
 from .failure import DONE
-from .loading import OPENED, open_backbone
+from .loading import OPENED, loading, open_backbone
 
 if TYPE_CHECKING:
     from ..nn.backbone import Backbone
@@ -129,8 +129,8 @@ def fit_memory(args: argparse.Namespace, codec: CodecSpec) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, choose and print."""
-    say("loading torch ...")
-    backbone = open_backbone(args, taps=args.taps)
+    with loading("torch"):
+        backbone = open_backbone(args, taps=args.taps)
     if backbone.positions is not None and args.length > backbone.positions:
         raise ConfigError("length", args.length, f"at most {backbone.positions}, as the model has positions")
     say("timing a layer ...")

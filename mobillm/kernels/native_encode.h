@@ -361,7 +361,7 @@ static bool FN(encode_group)(const struct encode_job *job, const struct FN(runs)
     bool in_place = FN(IN_PLACE) && is_asym(job->format) && job->bits == 8;
     /* Two groups ahead, so that memory is read in every step and not only in the first. */
     uintptr_t ahead = (uintptr_t)job->x + (first + 2 * FN(GROUP) * (size_t)n) * (kind == KIND_F32 ? 4 : 2);
-#define QUANTIZE(work)                                                                                      \
+#define QUANTIZE(work)                                                                                          \
     for (int b = 0; b < count; b++, ahead += (kind == KIND_F32 ? 4 : 2) * (size_t)n) {                          \
         const loose_f32 *from = source[b];                                                                      \
         float base = scales.base[b], inverse = scales.inverse[b];                                               \

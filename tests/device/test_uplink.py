@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import pathlib
 import random
@@ -74,10 +75,7 @@ def test_cut_connections(run_once: Run, tmp_path: pathlib.Path, seed: int) -> No
     async def main() -> None:
         expected = await undisturbed(tmp_path / "a")
         async with serving(tmp_path / "b") as server:
-
-            async def dial() -> Client:
-                return await device(server)
-
+            dial = functools.partial(device, server)
             uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
             await uplink.start()
             await send(uplink, 1, BATCHES, random.Random(seed))
@@ -104,9 +102,7 @@ def test_a_server_that_is_restored_from_a_backup(
         async with serving(tmp_path / "b") as server:
             address = server.address
 
-            async def dial() -> Client:
-                return await connect(address, token=TOKEN, timeouts=QUICK)
-
+            dial = functools.partial(connect, address, token=TOKEN, timeouts=QUICK)
             first = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
             await first.start()
             await send(first, 1, 3)
@@ -141,9 +137,7 @@ def test_restarted_server(run_once: Run, tmp_path: pathlib.Path) -> None:
         async with serving(tmp_path / "b") as server:
             address = server.address
 
-            async def dial() -> Client:
-                return await connect(address, token=TOKEN, timeouts=QUICK)
-
+            dial = functools.partial(connect, address, token=TOKEN, timeouts=QUICK)
             uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
             await uplink.start()
             await send(uplink, 1, 5)
@@ -171,10 +165,7 @@ def test_restarted_device(run_once: Run, tmp_path: pathlib.Path) -> None:
     async def main() -> None:
         expected = await undisturbed(tmp_path / "a")
         async with serving(tmp_path / "b") as server:
-
-            async def dial() -> Client:
-                return await device(server)
-
+            dial = functools.partial(device, server)
             first = Uplink(dial, SPEC, keep=1 << 20, patience=0)
             await first.start()
             await send(first, 1, 5)
@@ -217,10 +208,7 @@ def test_equalizers_over_a_restart(run_once: Run, tmp_path: pathlib.Path, batch:
         weights = []
         for place, stop in (("a", 0), ("b", 3)):
             async with serving(tmp_path / place) as server:
-
-                async def dial() -> Client:
-                    return await device(server)
-
+                dial = functools.partial(device, server)
                 uplink = Uplink(dial, what, keep=1 << 20, patience=20.0)
                 uplink.on_equalizers = saved.append
                 await uplink.start()
@@ -247,10 +235,7 @@ def test_what_is_kept_is_bounded(run_once: Run, tmp_path: pathlib.Path) -> None:
     async def main() -> None:
         size = packed(SPEC, 1).size
         async with serving(tmp_path) as server:
-
-            async def dial() -> Client:
-                return await device(server)
-
+            dial = functools.partial(device, server)
             uplink = Uplink(dial, SPEC, keep=3 * size, patience=0)
             await uplink.start()
             for seq in range(1, BATCHES + 1):
@@ -271,9 +256,7 @@ def test_only_what_is_durable_is_forgotten(run_once: Run, tmp_path: pathlib.Path
         async with serving(tmp_path / "b") as server:
             address = server.address
 
-            async def dial() -> Client:
-                return await connect(address, token=TOKEN, timeouts=QUICK)
-
+            dial = functools.partial(connect, address, token=TOKEN, timeouts=QUICK)
             uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
             await uplink.start()
             await send(uplink, 1, 2)
@@ -305,9 +288,7 @@ def test_patience_ends(run_once: Run, tmp_path: pathlib.Path) -> None:
         async with serving(tmp_path) as server:
             address = server.address
 
-            async def dial() -> Client:
-                return await connect(address, token=TOKEN, timeouts=QUICK)
-
+            dial = functools.partial(connect, address, token=TOKEN, timeouts=QUICK)
             uplink = Uplink(dial, SPEC, keep=1 << 20, patience=0.6)
             await uplink.start()
             await send(uplink, 1, 2)
@@ -366,10 +347,7 @@ def test_attachments_that_are_refused_for_a_time(
 
     async def main() -> None:
         async with serving(tmp_path) as server:
-
-            async def dial() -> Client:
-                return await device(server)
-
+            dial = functools.partial(device, server)
             uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
             await uplink.start()
             uplink.session.connection.abort()
@@ -399,10 +377,7 @@ def test_sessions_that_are_refused_for_a_time(
         monkeypatch.setattr(ActivationLog, "append", failing)
         monkeypatch.setitem(RETRY_AFTER, ErrorCode.STORAGE_FULL, 0.05)
         async with serving(tmp_path / "b") as server:
-
-            async def dial() -> Client:
-                return await device(server)
-
+            dial = functools.partial(device, server)
             uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
             await uplink.start()
             await send(uplink, 1, BATCHES)
@@ -422,9 +397,7 @@ def test_a_server_that_stops_is_left(run_once: Run, tmp_path: pathlib.Path) -> N
         async with serve("127.0.0.1:0", keys=KEYS, directory=tmp_path / "b", timeouts=slow) as server:
             address = server.address
 
-            async def dial() -> Client:
-                return await connect(address, token=TOKEN, timeouts=QUICK)
-
+            dial = functools.partial(connect, address, token=TOKEN, timeouts=QUICK)
             uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
             await uplink.start()
             await send(uplink, 1, 5)
@@ -449,10 +422,7 @@ def test_only_a_planned_stop_is_a_reason_to_leave(run_once: Run, tmp_path: pathl
 
     async def main() -> None:
         async with serving(tmp_path) as server:
-
-            async def dial() -> Client:
-                return await device(server)
-
+            dial = functools.partial(device, server)
             uplink = Uplink(dial, SPEC, keep=1 << 20, patience=20.0)
             await uplink.start()
             assert uplink._client is not None
@@ -471,10 +441,7 @@ def test_abort_frees_the_number(run_once: Run, tmp_path: pathlib.Path) -> None:
     async def main() -> None:
         expected = await undisturbed(tmp_path / "a")
         async with serving(tmp_path / "b", limits=Limits()) as server:
-
-            async def dial() -> Client:
-                return await device(server)
-
+            dial = functools.partial(device, server)
             uplink = Uplink(dial, SPEC, keep=1 << 20, patience=0)
             await uplink.start()
             tensors = pack_batch(SPEC, arrays(9).taps, arrays(9).lengths, arrays(9).targets)

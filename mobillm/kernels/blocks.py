@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..formats import Format
 from . import bitpack
+from .halves import NORMAL, halves, round_normal, store
 from .layout import code_size
 from .tables import F8_MAX, F16_MAX, table_of
 from .workspace import Workspace
@@ -51,7 +52,7 @@ def encode(fmt: Format, values: _Floats, out: _Octets) -> bool:
         return False
     if not fmt.is_asym:
         absmax = np.maximum(-low, high)
-        _store(out[:, code_size(fmt.bits, values.shape[1]) :], _halves(absmax))
+        store(out[:, code_size(fmt.bits, values.shape[1]) :], halves(absmax))
         if fmt is Format.F8:
             _turn_back(_f8_codes(turned, absmax), out[:, : values.shape[1]])
         else:
@@ -70,7 +71,7 @@ def encode(fmt: Format, values: _Floats, out: _Octets) -> bool:
             straight = _workspace.take("codes", values.shape, np.uint8)
             _turn_back(codes, straight)
             bitpack.pack(straight, fmt.bits, out[:, :size])
-        _store(out[:, size:], _halves(*top_bits(step, low, fmt.bits)))
+        store(out[:, size:], halves(*top_bits(step, low, fmt.bits)))
     return True
 
 
@@ -109,7 +110,9 @@ def extremes(turned: _Floats) -> tuple[_Floats, _Floats]:
     groups, blocks, group = turned.shape
     flat = turned.reshape(groups, blocks * group)
     found = _workspace.take("extremes", (2, blocks), np.float32)
-    four, two = _workspace.take("ends", (2, blocks * group), np.float32)
+    # Two buffers: halves of one would be a multiple of 4 KiB apart, where loads wait for stores.
+    four = _workspace.take("four", (blocks * group,), np.float32)
+    two = _workspace.take("two", (blocks * group,), np.float32)
     with np.errstate(invalid="ignore"):
         for smaller, least in zip((np.minimum, np.maximum), found, strict=True):
             smaller.reduce(flat, axis=0, out=least if group == 1 else four)
@@ -167,18 +170,10 @@ def top_bits(step: Any, low: Any, bits: int) -> tuple[Any, Any]:
 
 
 def _encode_asym4(turned: _Floats, low: _Floats, high: _Floats, out: _Octets) -> None:
-    # Conversions to fp16 and back are half as slow on neighbours as on every other number.
-    scales, minima = _workspace.take("halves", (2, len(low)), "<f2")
+    size = code_size(4, len(turned) * turned.shape[2])
     base, inverse = _workspace.take("scales", (2, len(low)), np.float32)
-    minima[:] = low
-    base[:] = minima
-    np.subtract(high, base, out=inverse)
-    np.divide(inverse, np.float32(15), out=inverse)
-    scales[:] = inverse
-    inverse[:] = scales
-    if not inverse.all():
-        scales[inverse == 0] = 1
-        inverse[inverse == 0] = 1
+    if not _scale_normal(low, high, base, inverse, out[:, size:]):
+        _scale_any(low, high, base, inverse, out[:, size:])
     np.divide(np.float32(1), inverse, out=inverse)
     # Rounding keeps the order of the values: the codes of a block lie between those of its extremes.
     for end in (low, high):
@@ -186,7 +181,6 @@ def _encode_asym4(turned: _Floats, low: _Floats, high: _Floats, out: _Octets) ->
         np.multiply(end, inverse, out=end)
     outside = not (low.min() >= -0.5 and high.max() < 15.5)
     codes = _codes(turned, base, inverse, 15 if outside else None)
-    size = code_size(4, len(turned) * turned.shape[2])
     if turned.shape[2] == _GROUP:
         pairs = codes.view("<u2")
         word = _workspace.take("turned", pairs.shape, np.uint16)  # the values are not needed any more
@@ -200,15 +194,58 @@ def _encode_asym4(turned: _Floats, low: _Floats, high: _Floats, out: _Octets) ->
         _turn_back(codes, straight)
         np.multiply(straight, 16, out=straight)  # to the upper bits; numpy shifts bytes one at a time
         bitpack.pack(straight, 4, out[:, :size])
+
+
+def _scale_normal(low: _Floats, high: _Floats, base: _Floats, scale: _Floats, out: _Octets) -> bool:
+    """Make minima and scales of ``asym4`` where all are normal fp16 numbers and all minima are negative.
+
+    Args:
+        low: fp32 [blocks], the smallest values.
+        high: fp32 [blocks], the largest.
+        base: fp32 [blocks], gets what the minima in fp16 stand for.
+        scale: the same of the scales.
+        out: uint8 [blocks, 4], gets scale and minimum.
+
+    Returns:
+        False when some are not so; the results then hold anything.
+
+    """
+    if not low.max() <= -NORMAL:
+        return False
+    trailer = out.view("<u2")
+    round_normal(low, base, trailer[:, 1], negative=True)
+    np.subtract(high, base, out=scale)
+    np.divide(scale, np.float32(15), out=scale)
+    if not scale.min() >= NORMAL:
+        return False
+    round_normal(scale, scale, trailer[:, 0], negative=False)
+    return True
+
+
+def _scale_any(low: _Floats, high: _Floats, base: _Floats, scale: _Floats, out: _Octets) -> None:
+    """Do what :func:`_scale_normal` does, in twice the time, for any extremes."""
+    # Conversions to fp16 and back are half as slow on neighbours as on every other number.
+    scales, minima = _workspace.take("halves", (2, len(low)), "<f2")
+    minima[:] = low
+    base[:] = minima
+    np.subtract(high, base, out=scale)
+    np.divide(scale, np.float32(15), out=scale)
+    scales[:] = scale
+    scale[:] = scales
+    if not scale.all():
+        scales[scale == 0] = 1
+        scale[scale == 0] = 1
     trailer = _workspace.take("trailer", (len(low), 2), "<f2")
     trailer[:, 0], trailer[:, 1] = scales, minima
-    _store(out[:, size:], trailer)
+    store(out, trailer)
 
 
 def _turn_back(turned: _Octets, out: _Octets) -> None:
     """Put bytes [k, blocks, g] into their blocks' order, [blocks, k * g]."""
     kind = f"<u{turned.shape[2]}"
-    out.view(kind)[...] = turned.view(kind)[..., 0].T
+    target = out.view(kind)
+    for group, of_blocks in enumerate(turned.view(kind)[..., 0]):  # faster than all in one assignment
+        target[:, group] = of_blocks
 
 
 def _codes(turned: _Floats, low: _Floats, inverse: _Floats, top: int | None = None) -> _Octets:
@@ -252,17 +289,3 @@ def _f8_codes(ratio: _Floats, absmax: _Floats) -> _Octets:
     codes: _Octets = np.where(ratio < 2.0**-6, steps, normal).astype(np.uint8)
     codes |= sign
     return codes
-
-
-def _halves(*numbers: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
-    halves = np.empty((len(numbers[0]), len(numbers)), "<f2")
-    for column, of_blocks in enumerate(numbers):
-        halves[:, column] = of_blocks
-    return halves
-
-
-def _store(out: _Octets, trailer: npt.NDArray[np.float16]) -> None:
-    bits = trailer.view("<i2")
-    if bits.min() == -0x8000:  # which zero a minimum is depends on the order of the search
-        bits[bits == -0x8000] = 0
-    bitpack.copy_octets(trailer.view(np.uint8), out)

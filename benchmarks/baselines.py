@@ -1,7 +1,8 @@
 """One training run on the device alone, in this process: full fine-tuning, LoRA, BitFit, or the head.
 
 ``python -m benchmarks.baselines METHOD TASK --data DIR --seed S --epochs E --lr LR``. SmolLM2-135M through
-transformers and PEFT: frozen weights in bf16, trained ones in fp32, the forward pass in bf16 by autocast.
+transformers and PEFT: frozen weights in bf16, trained ones in fp32, the forward pass in bf16 by autocast; all
+in fp32 where the CPU has no instructions for bf16, as ``mobillm finetune`` computes there.
 Batches, their order by length and the closing of texts are those of ``mobillm finetune``; AdamW, 10 %
 warm-up, linear decay, gradients clipped to 1.
 
@@ -30,6 +31,7 @@ from mobillm.device.batches import make_batches
 from mobillm.device.dataset import Example
 from mobillm.device.pipeline import TokenBatch
 from mobillm.nn.backbone import Backbone
+from mobillm.nn.compute import compute_type
 from mobillm.nn.ending import common_ending
 from mobillm.nn.evaluation import binary_scores
 from mobillm.nn.gguf import dequantized_directory
@@ -60,8 +62,9 @@ class Trainee:
         torch.manual_seed(seed)
         directory = dequantized_directory(pathlib.Path(resolve_model("smollm2")))
         kind: Any = transformers.AutoModelForSequenceClassification
+        self.dtype = compute_type("auto", torch.bfloat16)
         with quiet_loading():
-            self.model = kind.from_pretrained(directory, dtype=torch.bfloat16, num_labels=2)
+            self.model = kind.from_pretrained(directory, dtype=self.dtype, num_labels=2)
             tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         self.pad = self.model.config.pad_token_id = int(tokenizer.pad_token_id)
         self.backbone = Backbone.from_model(self.model.model, tokenizer, name="smollm2")
@@ -105,7 +108,7 @@ class Trainee:
         for row, sample in enumerate(batch.input_ids):
             ids[row, : len(sample)] = torch.tensor(sample)
             mask[row, : len(sample)] = 1
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return found.float()
 

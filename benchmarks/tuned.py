@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,7 +34,15 @@ from mobillm.spec import SideSpec
 
 __all__ = ["METHODS", "main"]
 
-METHODS = {"mobillm": "ladder"}
+
+class Method(NamedTuple):
+    """What is trained on the server, and from which taps."""
+
+    side: str
+    taps: str
+
+
+METHODS = {"mobillm": Method("ladder", "every:4"), "mobillm_tail": Method("tail", "third")}
 BATCH = 32
 
 
@@ -43,7 +51,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     task = GLUE[args.task]
     dataset, dev = task.load(args.data, "train"), task.load(args.data, "dev")
     examples: Sequence[Example] = dataset.examples[: args.steps * BATCH] if args.steps else dataset.examples
-    backbone = mobillm.Backbone.from_pretrained("smollm2", dtype="bfloat16", taps="every:4")
+    method = METHODS[args.method]
+    backbone = mobillm.Backbone.from_pretrained("smollm2", dtype="bfloat16", taps=method.taps)
     with server() as access, tempfile.TemporaryDirectory() as folder:
         begun = time.process_time()
         report = mobillm.finetune(
@@ -52,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             server=str(access.address),
             token=access.token,
             labels=task.labels,
-            side=SideSpec(kind=METHODS[args.method]),
+            side=SideSpec(kind=method.side),
             epochs=1 if args.steps else args.epochs,
             batch_size=BATCH,
             max_length=MAX_LENGTH,

@@ -160,7 +160,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _figures(backbone: Backbone) -> ModelFigures:
     """Measure the process and count the model's weights; no layer was read or timed yet."""
-    from ..nn.backbone import PART
     from ..nn.quantized import BITS
 
     weights = backbone.weight_bytes()
@@ -179,7 +178,7 @@ def _figures(backbone: Backbone) -> ModelFigures:
         layer_bytes=weights.layer,
         outside_bytes=weights.outside,
         base_bytes=base,
-        part=PART,
+        part=backbone.part,
         layer_seconds=0.0,
         workspace_bytes=weights.module * itemsize if expands else 0,
         streamable=not quantized,

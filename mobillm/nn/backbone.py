@@ -28,9 +28,12 @@ from .workspace import Workspace
 __all__ = ["PART", "Backbone", "OnBatchTap", "OnTap"]
 
 OnTap = Callable[[int, Tensor], None]
-# Tokens that are run at once. What a layer holds while it computes grows with them (the MLP's inner states
-# are the most of it); speed does not, from some hundreds on.
-PART = 1024
+# Tokens that are run at once, at most. What a layer holds while it computes grows with them; speed does not,
+# from some hundreds on. Most of it are the MLP's inner states: where one of them would be larger than this,
+# the part is smaller, down to the least one.
+PART = 512
+_LEAST_PART = 256
+_STATE_BYTES = 4 << 20
 
 OnBatchTap = Callable[[int, int, Tensor], None]  # the batch's index, then as OnTap
 
@@ -182,6 +185,16 @@ class Backbone:
         return next(self._parts.layers.parameters()).device
 
     @property
+    def part(self) -> int:
+        """Most tokens that are run at once, padding included."""
+        fit = _STATE_BYTES // (self._widest * self.compute_dtype.itemsize)
+        return min(PART, max(_LEAST_PART, fit))
+
+    @functools.cached_property
+    def _widest(self) -> int:
+        return self._parts.weight_bytes().widest
+
+    @property
     def positions(self) -> int | None:
         """Most tokens of one sample; None when the model states no limit."""
         return self._parts.positions
@@ -244,9 +257,9 @@ class Backbone:
     def forward(self, input_ids: Sequence[Sequence[int]], on_tap: OnTap) -> None:
         """Run samples forward and hand over each tap the moment its layer is done.
 
-        Samples are run in parts of about a thousand tokens, padded to the part's longest and masked
-        inside; a sample's hidden states do not depend on its neighbours but for rounding. All parts go
-        through a layer before the next layer; nothing after the last tap is computed.
+        Samples are run in parts of some hundred tokens (:attr:`part`), padded to the part's longest and
+        masked inside; a sample's hidden states do not depend on its neighbours but for rounding. All parts
+        go through a layer before the next layer; nothing after the last tap is computed.
 
         Args:
             input_ids: token ids of each sample, each with at least one.
@@ -295,7 +308,7 @@ class Backbone:
     def _begin(self, input_ids: Sequence[Sequence[int]]) -> list[tuple[Run, Tensor | None]]:
         self._check(input_ids)
         depth = max(1, self.taps[-1])
-        parts = [self._padded(part) for part in _parts(input_ids)]
+        parts = [self._padded(part) for part in _parts(input_ids, self.part)]
         return [(self._layerwise.begin(inputs, depth), rows) for inputs, rows in parts]
 
     def _forward_whole(self, input_ids: Sequence[Sequence[int]], on_tap: OnTap) -> None:
@@ -389,12 +402,12 @@ def _valid(hidden: Tensor, rows: Tensor | None) -> Tensor:
     return hidden if rows is None else hidden.index_select(0, rows)
 
 
-def _parts(input_ids: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
-    """Cut a batch into parts of at most ``PART`` tokens, padding included, or of one longer sample."""
+def _parts(input_ids: Sequence[Sequence[int]], tokens: int) -> Iterator[Sequence[Sequence[int]]]:
+    """Cut a batch into parts of at most so many tokens, padding included, or of one longer sample."""
     start = longest = 0
     for end, sample in enumerate(input_ids):
         longest = max(longest, len(sample))
-        if end > start and longest * (end + 1 - start) > PART:
+        if end > start and longest * (end + 1 - start) > tokens:
             yield input_ids[start:end]
             start, longest = end, len(sample)
     yield input_ids[start:]

@@ -65,6 +65,17 @@ def test_tap_is_handed_over_at_once_and_the_rest_is_skipped() -> None:
     assert events == ["layer 1", "tap 0", "layer 2", "tap 1"]
 
 
+def test_parts_are_smaller_where_layers_are_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The widest inner state of a part stays below its bound, down to the least part."""
+    backbone = Backbone.from_model(tiny_model("llama"), name="tiny", taps="all")
+    assert backbone.part == 512
+    state = 4 * backbone.weight_bytes().widest
+    monkeypatch.setattr(backbone_module, "_STATE_BYTES", 300 * state)
+    assert backbone.part == 300
+    monkeypatch.setattr(backbone_module, "_STATE_BYTES", state)
+    assert backbone.part == 256
+
+
 def test_batches_are_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch goes through a layer in parts of bounded size; its taps come whole and in order."""
     model = tiny_model("llama")

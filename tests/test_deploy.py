@@ -18,6 +18,7 @@ import tomllib
 
 import pytest
 
+from benchmarks.soak import ALLOCATOR
 from mobillm.cli import main
 from mobillm.cli.serve import PREFIX, SETTINGS
 from mobillm.cli.settings import resolve
@@ -92,10 +93,12 @@ def test_the_unit_starts_a_server_and_stops_it(tmp_path: pathlib.Path) -> None:
     program, *arguments = shlex.split(section["ExecStart"])
     assert pathlib.Path(program).name == "mobillm"
     assert arguments[-1] == "/etc/mobillm/server.toml"
-    name, place = section["Environment"].replace("%S", str(tmp_path / "state")).split("=", 1)
+    values = section["Environment"].replace("%S", str(tmp_path / "state")).split()
+    environment = dict(value.split("=", 1) for value in values)
+    assert environment["GLIBC_TUNABLES"] == variables()["GLIBC_TUNABLES"] == ALLOCATOR["GLIBC_TUNABLES"]
     with subprocess.Popen(
         [sys.executable, "-m", "mobillm", *arguments[:-1], str(config)],
-        env=os.environ | {name: place, "OMP_NUM_THREADS": "1"},
+        env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from benchmarks.convergence_plots import draw
 from benchmarks.glue import GLUE
 from benchmarks.harness import machine, write_json
 
@@ -221,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--points", type=pathlib.Path, default=pathlib.Path("benchmarks/results/convergence"))
     parser.add_argument("--time", action="store_true", help="measure time, on a quiet machine")
+    parser.add_argument("--picture", type=pathlib.Path, metavar="F", help="draw the curves")
     parser.add_argument("--json", type=pathlib.Path, metavar="F")
     args = parser.parse_args(argv)
     study = Study(args.task, args.data, args.points, Console(stderr=True))
@@ -236,6 +238,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures = {"task": args.task, "seeds": args.seeds, "samples": samples}
             figures |= summary(budgets, times, samples)
             write_json(args.json, figures)
+    if args.picture is not None:
+        draw(
+            {method: {e: curve_of(runs) for e, runs in found.items()} for method, found in budgets.items()},
+            {method: runs for method, found in budgets.items() for runs in found.values() if method in OURS},
+            {method: figures["device"] for method, figures in times.items()},
+            lambda method, epochs: 1 if method in OURS else epochs,
+            args.picture,
+        )
     print(json.dumps(figures, indent=1))
     return 0
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from rich.console import Console
 
-from benchmarks import baselines, convergence
+from benchmarks import baselines, convergence, convergence_plots
 from mobillm.device.pipeline import TokenBatch
 
 
@@ -53,6 +54,27 @@ def test_a_method_that_never_gets_there_has_no_time() -> None:
     assert figures["seconds_to.lora"] == 50.0
     assert figures["seconds_to.mobillm"] is None
     assert figures["speedup_vs_lora.mobillm"] is None
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    """Each method becomes a curve or a point, whether or not its time is known."""
+    lora, ours = points([70.0, 80.0]), points([79.0], bytes=5e6, tokens=1300)
+    curves = {"lora": {1: convergence.curve_of(lora)}, "mobillm": {4: [(400.0, 79.0)]}}
+    path = tmp_path / "curves.png"
+    figure = convergence_plots.draw(
+        curves,
+        {"mobillm": ours},
+        {"lora": 0.5},
+        lambda method, epochs: 1 if method == "mobillm" else epochs,
+        path,
+    )
+    time, work, sent = (
+        [np.asarray(line.get_xdata(), float).tolist() for line in axes.lines] for axes in figure.axes
+    )
+    assert time == [[50.0, 100.0]]
+    assert [line[-1] for line in work] == pytest.approx([0.552, 0.276], abs=5e-4)
+    assert sent[1] == [5.0]
+    assert path.stat().st_size > 0
 
 
 def test_a_point_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

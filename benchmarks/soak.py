@@ -300,6 +300,14 @@ async def soak(server: Server, port: int, seconds: float, seed: int, progress: P
     return ledger
 
 
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def slope(rows: Sequence[dict[str, float]], key: str) -> dict[str, float]:
     """Fit a line with a level for each life; return slope per minute, its standard error, and the mean."""
     life = np.array([row["life"] for row in rows])
@@ -325,9 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.getLogger("mobillm").setLevel(logging.ERROR)  # losses are what this is about
     os.environ |= ALLOCATOR  # of the server's processes; this one has begun
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as progress:
         server = Server(pathlib.Path(folder), port)
         try:

@@ -243,10 +243,10 @@ class Session:
                     f"{self.store.directory} has lost its checkpoints, and the log was deleted; restore one "
                     "from a backup or delete the session"
                 )
-            self.finished = None  # a result without weights is none: it is trained again from the log
-            self.received = self.durable = self.log.last
-            if self.last is not None and self.last > self.received:
-                self.last = None
+            # Not in other sessions: batches may have come meanwhile, from a device that had credit before.
+            if self.finished is not None:
+                self.finished = None  # a result without weights is none: it is trained again from the log
+                self._reset()
         self.applied = worker.status.progress.applied
         if self.finished is None:
             self.log  # noqa: B018 - opened in this thread

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import pathlib
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from mobillm.errors import ConfigError, ErrorCode, RemoteError, StorageError
 from mobillm.protocol import Finished, Metrics
 from mobillm.server.batch import Batch
+from mobillm.server.engine import Job
 from mobillm.server.engine_local import LocalEngine
 from mobillm.server.log import ActivationLog
 from mobillm.server.observer import Observer
@@ -92,6 +94,35 @@ def test_from_first_batch_to_the_end(run: Run, tmp_path: pathlib.Path, no_fd_lea
         workers.close()
 
     run(main())
+
+
+def test_batches_come_while_the_trainer_is_built(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """A device has credit from before its blobs came; what it sends while the start takes long counts."""
+    begun, built = asyncio.Event(), asyncio.Event()
+
+    class Slow(LocalEngine):
+        async def begin(self, job: Job) -> Any:
+            begun.set()
+            await built.wait()
+            return await super().begin(job)
+
+    async def main() -> None:
+        workers = Workers()
+        session = Session(new_store(tmp_path, spec()), workers, Slow(workers))
+        session.observer = watcher = Watcher()
+        task = session.begin(NO_BLOBS)
+        await begun.wait()
+        for seq in (1, 2):
+            await session.put(packed(session.spec, seq))
+        built.set()
+        await task
+        await watcher.until(lambda: session.applied == 2)
+        assert (session.received, session.durable) == (2, 2)
+        assert (session.held, watcher.failures) == (0, [])
+        await session.close()
+        workers.close()
+
+    run_once(main())
 
 
 def test_a_session_that_never_started_closes_its_log(

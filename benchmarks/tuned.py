@@ -26,32 +26,38 @@ from benchmarks.baselines import MAX_LENGTH
 from benchmarks.glue import GLUE
 from benchmarks.harness import interruptible
 from benchmarks.rig import DEVICE_CORE, server
+from mobillm.cli.finetune_specs import BATCH, TAIL_BATCH, TAIL_LR
 from mobillm.device.batches import make_batches
 from mobillm.device.dataset import Example
 from mobillm.nn.evaluation import evaluate
 from mobillm.nn.sidetuned import SideTuned
-from mobillm.spec import SideSpec
+from mobillm.spec import OptimizerSpec, SideSpec
 
 __all__ = ["METHODS", "main"]
 
 
 class Method(NamedTuple):
-    """What is trained on the server, and from which taps."""
+    """What is trained on the server, from which taps, and with the command's defaults for it."""
 
     side: str
     taps: str
+    batch: int
+    optimizer: OptimizerSpec
 
 
-METHODS = {"mobillm": Method("ladder", "every:4"), "mobillm_tail": Method("tail", "third")}
-BATCH = 32
+METHODS = {
+    "mobillm": Method("ladder", "every:4", BATCH, OptimizerSpec()),
+    "mobillm_tail": Method("tail", "third", TAIL_BATCH, OptimizerSpec(lr=TAIL_LR)),
+}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train once and return what is printed."""
     task = GLUE[args.task]
     dataset, dev = task.load(args.data, "train"), task.load(args.data, "dev")
-    examples: Sequence[Example] = dataset.examples[: args.steps * BATCH] if args.steps else dataset.examples
     method = METHODS[args.method]
+    limit = args.steps * method.batch if args.steps else None
+    examples: Sequence[Example] = dataset.examples[:limit]
     backbone = mobillm.Backbone.from_pretrained("smollm2", dtype="bfloat16", taps=method.taps)
     with server() as access, tempfile.TemporaryDirectory() as folder:
         begun = time.process_time()
@@ -62,8 +68,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             token=access.token,
             labels=task.labels,
             side=SideSpec(kind=method.side),
+            optimizer=method.optimizer,
             epochs=1 if args.steps else args.epochs,
-            batch_size=BATCH,
+            batch_size=method.batch,
             max_length=MAX_LENGTH,
             seed=args.seed,
             output=pathlib.Path(folder),

@@ -33,7 +33,7 @@ from .arguments import (
 )
 from .console import print_json, say
 from .failure import DONE, FAILED
-from .finetune_specs import MAX_BITS, MIN_BITS, settle_kind, specs
+from .finetune_specs import BATCH, MAX_BITS, MIN_BITS, TAIL_BATCH, TAIL_LR, settle_kind, specs
 from .loading import check_output, check_trace, load_backbone, loading
 from .plan import fit_memory, size
 from .summary import count, fraction, summary
@@ -98,9 +98,8 @@ def add(subparsers: Subparsers) -> None:
     data.add_argument(
         "--batch-size",
         type=at_least(1),
-        default=32,
         metavar="N",
-        help="samples of a step (default: %(default)s)",
+        help=f"samples of a step (default: {BATCH}; {TAIL_BATCH} for --side-kind tail)",
     )
     data.add_argument(
         "--max-length",
@@ -234,8 +233,13 @@ def _add_side(parser: Parser) -> None:
 def _add_optimizer(parser: Parser) -> None:
     optimizer = OptimizerSpec()
     group = parser.add_argument_group("optimizer (AdamW)")
+    group.add_argument(
+        "--lr",
+        type=float,
+        metavar="X",
+        help=f"peak learning rate (default: {optimizer.lr:g}; {TAIL_LR:g} for --side-kind tail)",
+    )
     for name, text in (
-        ("lr", "peak learning rate"),
         ("weight_decay", "of matrices"),
         ("warmup", "part of the steps spent rising to --lr"),
         ("clip", "largest gradient norm; 0: none"),
@@ -295,8 +299,8 @@ def _names(text: str) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Train and save a side network."""
     # What can be refused at once is refused before torch and the model are loaded.
-    side, optimizer, codec = specs(args)
     settle_kind(args)
+    side, optimizer, codec = specs(args)
     if args.trace is not None:
         check_trace(args.trace)
     tenant, secret = device_token(args)

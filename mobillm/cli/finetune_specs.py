@@ -9,9 +9,12 @@ from ..errors import ConfigError
 from ..formats import Format
 from ..spec import CodecSpec, OptimizerSpec, SideSpec, check_tokens
 
-__all__ = ["MAX_BITS", "MIN_BITS", "codec", "settle_kind", "specs"]
+__all__ = ["BATCH", "MAX_BITS", "MIN_BITS", "TAIL_BATCH", "TAIL_LR", "codec", "settle_kind", "specs"]
 
 MIN_BITS, MAX_BITS = 3, 8  # of --bits auto: 3 bits cost little accuracy, see benchmarks/LOG.md
+# LoRA learns from more and larger steps than a ladder, see benchmarks/LOG.md.
+BATCH, TAIL_BATCH = 32, 16
+TAIL_LR = 1e-3
 
 
 def specs(args: argparse.Namespace) -> tuple[SideSpec, OptimizerSpec, CodecSpec]:
@@ -52,6 +55,10 @@ def settle_kind(args: argparse.Namespace) -> None:
         raise ConfigError("side_rank", args.side_rank, "to be given with --side-kind tail only")
     if args.taps is None:
         args.taps = "third" if tail else "every:4"
+    if args.lr is None:
+        args.lr = TAIL_LR if tail else OptimizerSpec().lr
+    if args.batch_size is None:
+        args.batch_size = TAIL_BATCH if tail else BATCH
     if args.task == "causal-lm" and args.side_kind not in ("ladder", "parallel"):
         raise ConfigError("side_kind", args.side_kind, "ladder or parallel for --task causal-lm")
     check_tokens(args.tokens, args.task, SideSpec(kind=args.side_kind, pool=args.side_pool))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mobillm.cli import finetune
-from mobillm.cli.finetune_specs import codec
+from mobillm.cli.arguments import Parser
+from mobillm.cli.finetune_specs import codec, settle_kind
 from mobillm.spec import CodecSpec
 from tests.cli.commands import fails
 
@@ -69,3 +70,20 @@ def test_options_that_do_not_go_together(
     """What does not go together is refused before anything is loaded."""
     arguments = ["finetune", "--model", "none", "--data", "none", "--out", str(tmp_path / "x"), *options]
     assert text in fails(capsys, *arguments, status=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (32, 5e-4, "every:4")),
+        (["--side-kind", "tail"], (16, 1e-3, "third")),
+        (["--side-kind", "tail", "--lr", "2e-4", "--batch-size", "8", "--taps", "3"], (8, 2e-4, "3")),
+    ],
+)
+def test_defaults_of_a_kind(options: list[str], expected: tuple[int, float, str]) -> None:
+    """LoRA above a tap has a batch size, a learning rate and a tap of its own, unless others are given."""
+    parser = Parser(prog="mobillm", description="", epilog="")
+    finetune.add(parser.add_subparsers())
+    args = parser.parse_args(["finetune", "--model", "m", "--data", "d", "--out", "o", *options])
+    settle_kind(args)
+    assert (args.batch_size, args.lr, args.taps) == expected

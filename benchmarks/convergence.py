@@ -225,6 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=pathlib.Path, metavar="F", help="draw the curves")
     parser.add_argument("--json", type=pathlib.Path, metavar="F")
     args = parser.parse_args(argv)
+    if args.picture is not None and not set(args.methods) & set(OURS):
+        parser.error(f"--picture needs one of {', '.join(OURS)} among --methods: they count the tokens")
     study = Study(args.task, args.data, args.points, Console(stderr=True))
     if args.time:
         study.measure([*args.methods, *(name for name, twin in SAME_AS.items() if twin in args.methods)])

@@ -10,12 +10,11 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["draw", "forwards"]
+__all__ = ["draw"]
 
 Curve = list[tuple[float, float]]  # samples that were trained on, mean score
-LAYER_VALUES = (
-    106.2e6  # weights in the layers of SmolLM2-135M; a token's forward pass takes two FLOPs for each
-)
+# Weights in the layers of SmolLM2-135M; a token's forward pass takes two FLOPs for each.
+LAYER_VALUES = 106.2e6
 COLOURS = {
     "lora": "#4477aa",
     "full": "#66ccee",
@@ -26,7 +25,7 @@ COLOURS = {
 }
 
 
-def forwards(method: str) -> float:
+def _forwards(method: str) -> float:
     """Return what a sample costs the device in forward passes of the whole model, by counting products.
 
     A frozen matrix is multiplied once more for the gradient of its input, a trained one twice more. A head
@@ -67,7 +66,7 @@ def draw(
             samples = [count * passes(method, epochs) / epochs for count, _ in curve]
             scores = [score for _, score in curve]
             whole = curve[-1][0] / epochs
-            flops = 2 * LAYER_VALUES * tokens / whole * forwards(method) / 1e12
+            flops = 2 * LAYER_VALUES * tokens / whole * _forwards(method) / 1e12
             work.plot([count * flops for count in samples], scores, label=label, **style)
             if method in seconds:
                 time.plot([count * seconds[method] for count in samples], scores, **style)

@@ -17,7 +17,6 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.harness import write_json
+from benchmarks.harness import free_port, write_json
 from mobillm.device.client import Client, connect
 from mobillm.device.packing import pack_batch
 from mobillm.device.resume import Resume
@@ -154,9 +153,7 @@ def train(
 ) -> tuple[int, int]:
     """Train the session with ``kills`` kills of each side; return how many there were."""
     place.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mobillm.server", "mobillm.device.uplink"])
 

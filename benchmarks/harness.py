@@ -9,15 +9,33 @@ import os
 import pathlib
 import platform
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["INTERRUPTED", "interruptible", "json_file", "machine", "memory_bytes", "peak_bytes", "write_json"]
+__all__ = [
+    "INTERRUPTED",
+    "free_port",
+    "interruptible",
+    "json_file",
+    "machine",
+    "memory_bytes",
+    "peak_bytes",
+    "write_json",
+]
 
 INTERRUPTED = 130
 # Instruction sets that figures depend on, as /proc/cpuinfo calls them; the widest one that is there is named.
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @contextlib.contextmanager

@@ -35,7 +35,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import soak
-from benchmarks.harness import write_json
+from benchmarks.harness import free_port, write_json
+from mobillm.cli.arguments import at_least
 from mobillm.cli.control import request
 from mobillm.errors import MobiLLMError
 from mobillm.protocol import derive_key
@@ -45,8 +46,6 @@ REST = 3.0  # seconds without sessions before memory is read
 BOUND = 30.0  # seconds until all sessions are deleted
 KILLS = 0.2  # part of the ticks in which a device is killed
 STORMS = 0.03
-
-
 # Of glibc 2.33 and later; "uordblks" and "hblkhd" are given out, from the heap and mapped.
 _FIELDS = (
     *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
@@ -136,23 +135,21 @@ def slope(readings: Sequence[dict[str, int]], key: str) -> dict[str, float]:
     fitted = readings[len(readings) // 2 :]
     x = np.array([float(one["sessions"]) for one in fitted])
     y = np.array([float(one[key]) for one in fitted])
-    x, y = x - x.mean(), y - y.mean()
-    found = float((x * y).sum() / (x * x).sum())
-    error = float(np.sqrt(((y - found * x) ** 2).sum() / max(1, len(x) - 2) / (x * x).sum()))
+    found, error = soak.line(x - x.mean(), y - y.mean(), 1)
     return {"slope": round(found, 3), "error": round(error, 3)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Play the rounds, fit, print, and write."""
     parser = argparse.ArgumentParser(prog="benchmarks.leak", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=at_least(4), default=10, help="half of them are warm-up")
     parser.add_argument("--sessions", type=int, default=200, help="of each round")
     parser.add_argument("--json", type=pathlib.Path, metavar="F")
     args = parser.parse_args(argv)
     logging.getLogger("mobillm").setLevel(logging.ERROR)
     os.environ |= soak.ALLOCATOR  # of the server's process; this one has begun
     soak.SPEC, soak.BATCHES, soak.PACE = SPEC, SPEC.batches or 0, 0.0
-    port, context = soak.free_port(), multiprocessing.get_context("forkserver")
+    port, context = free_port(), multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mobillm.server"])
     ask, answer = context.Pipe()
     readings: list[dict[str, int]] = []

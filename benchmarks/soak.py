@@ -9,7 +9,7 @@ those whose device was killed before it knew their name.
 The server tells its resident memory, open files and asyncio tasks four times a second. A line is fitted to
 each of the three over all lives of the server, with a level of its own for each life, without the first tenth
 of the time and the first 300 seconds of each life. The server runs with the settings of malloc that
-``deploy/mobillm.service`` has: with its caches memory creeps up for hours, a hundred bytes a session.
+``deploy/mobillm.service`` has: with its caches memory creeps up by about a hundred bytes a session.
 
 Keys: ``rss.slope_per_minute``, ``files.slope_per_minute`` and ``tasks.slope_per_minute`` with ``.error`` (its
 standard error) and ``.mean``; ``sessions``, ``batches``, ``kills_server``, ``kills_device``, ``storms``,
@@ -29,7 +29,6 @@ import multiprocessing
 import os
 import pathlib
 import random
-import socket
 import sys
 import tempfile
 import time
@@ -40,7 +39,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.harness import write_json
+from benchmarks.harness import free_port, write_json
 from mobillm.cli.control import request
 from mobillm.device.client import Client, connect
 from mobillm.device.packing import pack_batch
@@ -300,12 +299,12 @@ async def soak(server: Server, port: int, seconds: float, seed: int, progress: P
     return ledger
 
 
-def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def line(x: Any, y: Any, levels: int) -> tuple[float, float]:
+    """Fit a line through points around so many levels' means; return its slope and the standard error."""
+    spread = float((x * x).sum())
+    found = float((x * y).sum() / spread)
+    free = max(1, len(x) - levels - 1)
+    return found, float(np.sqrt(((y - found * x) ** 2).sum() / free / spread))
 
 
 def slope(rows: Sequence[dict[str, float]], key: str) -> dict[str, float]:
@@ -317,10 +316,7 @@ def slope(rows: Sequence[dict[str, float]], key: str) -> dict[str, float]:
     for one in set(life):
         x[life == one] -= x[life == one].mean()
         y[life == one] -= y[life == one].mean()
-    spread = float((x * x).sum())
-    found = float((x * y).sum() / spread)
-    free = max(1, len(rows) - len(set(life)) - 1)
-    error = float(np.sqrt(((y - found * x) ** 2).sum() / free / spread))
+    found, error = line(x, y, len(set(life)))
     return {"slope_per_minute": round(found, 4), "error": round(error, 4), "mean": round(mean, 1)}
 
 

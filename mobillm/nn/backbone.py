@@ -25,13 +25,13 @@ from .taps import parse_taps
 from .tokens import tokenize, tokenize_pairs
 from .workspace import Workspace
 
-__all__ = ["PART", "Backbone", "OnBatchTap", "OnTap"]
+__all__ = ["Backbone", "OnBatchTap", "OnTap"]
 
 OnTap = Callable[[int, Tensor], None]
 # Tokens that are run at once, at most. What a layer holds while it computes grows with them; speed does not,
 # from some hundreds on. Most of it are the MLP's inner states: where one of them would be larger than this,
 # the part is smaller, down to the least one.
-PART = 512
+_PART = 512
 _LEAST_PART = 256
 _STATE_BYTES = 4 << 20
 
@@ -188,7 +188,7 @@ class Backbone:
     def part(self) -> int:
         """Most tokens that are run at once, padding included."""
         fit = _STATE_BYTES // (self._widest * self.compute_dtype.itemsize)
-        return min(PART, max(_LEAST_PART, fit))
+        return min(_PART, max(_LEAST_PART, fit))
 
     @functools.cached_property
     def _widest(self) -> int:

@@ -84,7 +84,7 @@ def test_batches_are_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
     base: Any = model.base_model
     handle = base.layers[1].register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[:2]))
-    monkeypatch.setattr(backbone_module, "PART", 8)
+    monkeypatch.setattr(backbone_module, "_PART", 8)
     samples = [SAMPLES[1], SAMPLES[2], SAMPLES[0], SAMPLES[1]]
     found = collect(whole, samples)
     handle.remove()

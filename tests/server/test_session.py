@@ -323,6 +323,42 @@ def test_a_finished_session_is_parked_and_comes_back(
     run_once(main())
 
 
+@pytest.mark.parametrize("cut", [0, 10])
+def test_a_result_without_weights_is_trained_again(run_once: Run, tmp_path: pathlib.Path, cut: int) -> None:
+    """A finished session that has lost its checkpoints goes back to its log, or to what is left of it."""
+
+    async def main() -> None:
+        workers = Workers()
+        session, watcher = make(tmp_path, spec(epochs=2, batches=3), workers)
+        await session.start(NO_BLOBS)
+        for seq in (1, 2, 3):
+            await session.put(packed(session.spec, seq))
+        await session.finish(3)
+        await watcher.finished.wait()
+        expected = await session.weights()
+        await session.close()
+        for path in session.store.directory.glob("checkpoint-*"):
+            path.unlink()
+        path = session.store.log_path
+        path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
+
+        again = Session(session.store, workers, LocalEngine(workers))
+        again.observer = watcher = Watcher()
+        assert (again.finished, again.received) == (session.finished, 3)
+        await again.start(NO_BLOBS)
+        if cut:
+            assert (again.received, again.last) == (2, None)
+            await again.put(packed(session.spec, 3))
+            await again.finish(3)
+        await watcher.finished.wait()
+        assert (again.received, again.durable, again.applied) == (3, 3, 3)
+        assert await again.weights() == expected
+        await again.close()
+        workers.close()
+
+    run_once(main())
+
+
 @pytest.mark.parametrize("kind", ["cut", "flipped", "gone"])
 def test_a_log_shorter_than_its_checkpoint(
     run: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, kind: str

@@ -51,9 +51,10 @@ PLANS = {
     "bitfit": Plan((2,), (1e-3, 3e-3, 1e-2)),
     "head": Plan((2,), (1e-3, 3e-3, 1e-2)),
     "mobillm": Plan((4,), ()),
+    "mobillm_int8": Plan((4,), ()),
     "mobillm_tail": Plan((2,), ()),
 }
-OURS = ("mobillm", "mobillm_tail")
+OURS = ("mobillm", "mobillm_int8", "mobillm_tail")
 # Its steps are LoRA's, to the bit where arithmetic is exact; only the time differs.
 SAME_AS = {"lora_checkpointing": "lora"}
 

@@ -21,6 +21,7 @@ COLOURS = {
     "bitfit": "#228833",
     "head": "#bbbbbb",
     "mobillm": "#ee6677",
+    "mobillm_int8": "#ccbb44",
     "mobillm_tail": "#aa3377",
 }
 

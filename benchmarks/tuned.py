@@ -37,16 +37,18 @@ __all__ = ["METHODS", "main"]
 
 
 class Method(NamedTuple):
-    """What is trained on the server, from which taps, and with the command's defaults for it."""
+    """What is trained on the server, from which taps of what, and with the command's defaults for it."""
 
     side: str
     taps: str
     batch: int
     optimizer: OptimizerSpec
+    dtype: str = "bfloat16"
 
 
 METHODS = {
     "mobillm": Method("ladder", "every:4", BATCH, OptimizerSpec()),
+    "mobillm_int8": Method("ladder", "every:4", BATCH, OptimizerSpec(), "int8"),
     "mobillm_tail": Method("tail", "third", TAIL_BATCH, OptimizerSpec(lr=TAIL_LR)),
 }
 
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     method = METHODS[args.method]
     limit = args.steps * method.batch if args.steps else None
     examples: Sequence[Example] = dataset.examples[:limit]
-    backbone = mobillm.Backbone.from_pretrained("smollm2", dtype="bfloat16", taps=method.taps)
+    backbone = mobillm.Backbone.from_pretrained("smollm2", dtype=method.dtype, taps=method.taps)
     with server() as access, tempfile.TemporaryDirectory() as folder:
         begun = time.process_time()
         report = mobillm.finetune(

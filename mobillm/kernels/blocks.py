@@ -32,6 +32,8 @@ _ROWS = 1152  # that are turned at a time
 # Added to a value below 2**22 it leaves the nearest integer, ties to even, in the lowest bits of the sum.
 _ROUND = np.float32(1.5 * 2**23)
 _workspace = Workspace()
+# On a few thousand numbers the methods of arrays, which are written in Python, take as long again.
+_least, _most = np.minimum.reduce, np.maximum.reduce
 
 
 def encode(fmt: Format, values: _Floats, out: _Octets) -> bool:
@@ -48,7 +50,7 @@ def encode(fmt: Format, values: _Floats, out: _Octets) -> bool:
     """
     turned = turn(values)
     low, high = extremes(turned)
-    if not (low.min() >= -F16_MAX and high.max() <= F16_MAX):
+    if not (_least(low) >= -F16_MAX and _most(high) <= F16_MAX):
         return False
     if not fmt.is_asym:
         absmax = np.maximum(-low, high)
@@ -179,7 +181,7 @@ def _encode_asym4(turned: _Floats, low: _Floats, high: _Floats, out: _Octets) ->
     for end in (low, high):
         np.subtract(end, base, out=end)
         np.multiply(end, inverse, out=end)
-    outside = not (low.min() >= -0.5 and high.max() < 15.5)
+    outside = not (_least(low) >= -0.5 and _most(high) < 15.5)
     codes = _codes(turned, base, inverse, 15 if outside else None)
     if turned.shape[2] == _GROUP:
         pairs = codes.view("<u2")
@@ -210,13 +212,13 @@ def _scale_normal(low: _Floats, high: _Floats, base: _Floats, scale: _Floats, ou
         False when some are not so; the results then hold anything.
 
     """
-    if not low.max() <= -NORMAL:
+    if not _most(low) <= -NORMAL:
         return False
     trailer = out.view("<u2")
     round_normal(low, base, trailer[:, 1], negative=True)
     np.subtract(high, base, out=scale)
     np.divide(scale, np.float32(15), out=scale)
-    if not scale.min() >= NORMAL:
+    if not _least(scale) >= NORMAL:
         return False
     round_normal(scale, scale, trailer[:, 0], negative=False)
     return True

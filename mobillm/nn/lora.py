@@ -21,7 +21,7 @@ class LoRALinear(nn.Module):
     Computing is in the type of ``x``; a frozen layer of another type is copied to it for each product.
 
     Args:
-        frozen: the layer; its parameters are used, not copied.
+        frozen: the layer; its parameters are used, not copied, and get no gradients.
         rank: rows of A.
 
     """
@@ -35,27 +35,42 @@ class LoRALinear(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Map ``[..., in]`` to ``[..., out]``."""
-        low = F.linear(values, self.lora_A.to(values.dtype))
-        added = F.linear(low, self.lora_B.to(values.dtype))
-        return torch.add(self._product(values), added, alpha=SCALE)
-
-    def _product(self, values: Tensor) -> Tensor:
         weight, bias = self.frozen.weight, self.frozen.bias
-        if weight.dtype == values.dtype:
-            return F.linear(values, weight, bias)
-        product: Tensor = cast(Any, _Widened).apply(values, weight, bias)
-        return product
+        out: Tensor = cast(Any, _Product).apply(values, weight, bias, self.lora_A, self.lora_B)
+        return out
 
 
-class _Widened(torch.autograd.Function):
-    """Multiply by a frozen matrix in the type of the values; autograd alone would keep the wide copy."""
+class _Product(torch.autograd.Function):
+    """The whole product as one step.
+
+    Autograd alone would keep a wide copy of the frozen matrix, and pass over outputs and gradients several
+    times more: what is added by the small matrices is summed into them here as it is made.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
+    def forward(
+        ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+    ) -> Tensor:
         dtype = values.dtype
-        return F.linear(values, weight.to(dtype), None if bias is None else bias.to(dtype))
+        rows = values.reshape(-1, values.shape[-1])
+        low = F.linear(rows, down.to(dtype))
+        out = F.linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype))
+        out.addmm_(low, up.to(dtype).t(), alpha=SCALE)
+        ctx.weight = weight
+        ctx.save_for_backward(rows, low, down, up)
+        return out.reshape(*values.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient @ ctx.weight.to(gradient.dtype), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
+        rows, low, down, up = ctx.saved_tensors
+        dtype = gradient.dtype
+        into = gradient.reshape(-1, gradient.shape[-1])
+        through = (into @ up.to(dtype)).mul_(SCALE)
+        # In the order in which the longer side of the small matrices' gradients stays contiguous.
+        of_up = (low.t() @ into).mul_(SCALE).t()
+        of_down = through.t() @ rows
+        of_values = None
+        if ctx.needs_input_grad[0]:
+            of_values = (into @ ctx.weight.to(dtype)).addmm_(through, down.to(dtype))
+            of_values = of_values.reshape(*gradient.shape[:-1], -1)
+        return of_values, None, None, of_down.to(down.dtype), of_up.to(up.dtype)

@@ -22,11 +22,30 @@ from .compute import compute_type
 from .lora import LoRALinear
 from .ragged import Ragged
 
-__all__ = ["KEPT", "FrozenLayers", "UpperLayers", "inner_bytes"]
+__all__ = ["KEPT", "WIDE", "FrozenLayers", "UpperLayers", "frozen_bytes", "inner_bytes"]
 
 _ATTENTION = "mobillm_ragged"
 # Bytes that what layers compute inside may take until the backward pass; beyond that it is computed again.
 KEPT = 2 << 30
+# Bytes up to which a server holds frozen weights in the type that it computes in: making that anew for each
+# product is a twelfth of a step's time.
+WIDE = 1 << 30
+
+
+def frozen_bytes(spec: SessionSpec, device: str = "cpu") -> tuple[int, torch.dtype]:
+    """Return what a tail's frozen layers take on a server, and the type that they are held in there.
+
+    Args:
+        spec: a session of kind ``tail``.
+        device: type of the torch device that trains.
+
+    """
+    assert spec.tail is not None
+    width, inner = spec.model.hidden_size, spec.tail.intermediate_size
+    values = len(spec.tail.layers) * (4 * width * width + 3 * width * inner)
+    computing = compute_type("auto", torch.bfloat16) if device == "cpu" else torch.bfloat16
+    held = computing if values * computing.itemsize <= WIDE else torch.bfloat16
+    return values * held.itemsize, held
 
 
 def inner_bytes(spec: SessionSpec) -> int:
@@ -106,6 +125,11 @@ class FrozenLayers:
                 if tensor.dtype != expected:
                     raise ModelError(f"blob {number} of the tail holds {tensor.dtype}, expected {expected}")
         return cls([found[digest] for digest in tail.layers], found[tail.ending])
+
+    def to(self, dtype: torch.dtype) -> FrozenLayers:
+        """Return the layers in another type, and the ending as it is."""
+        layers = [{name: tensor.to(dtype) for name, tensor in layer.items()} for layer in self.layers]
+        return dataclasses.replace(self, layers=layers)
 
 
 class UpperLayers(nn.Module):

@@ -26,7 +26,7 @@ def test_it_starts_as_the_frozen_layer() -> None:
 
 
 def test_it_computes_what_peft_computes() -> None:
-    """The same matrices give the same output, and A is drawn from the same range."""
+    """The same matrices give the same output and gradients, and A is drawn from the same range."""
     model = nn.Sequential(nn.Linear(6, 5))
     config = peft.LoraConfig(r=3, lora_alpha=int(3 * SCALE), target_modules=["0"])
     wrapped: Any = peft.get_peft_model(cast(Any, model), config)
@@ -40,8 +40,15 @@ def test_it_computes_what_peft_computes() -> None:
         layer.lora_B.normal_()
         theirs.lora_A["default"].weight.copy_(layer.lora_A)
         theirs.lora_B["default"].weight.copy_(layer.lora_B)
-    values = torch.randn(7, 6)
-    torch.testing.assert_close(layer(values), theirs(values))
+    values = torch.randn(3, 7, 6)
+    both = [values.clone().requires_grad_() for _ in range(2)]
+    outs = [module(x) for module, x in zip((layer, theirs), both, strict=True)]
+    torch.testing.assert_close(*outs)
+    for out in outs:
+        out.square().sum().backward()
+    torch.testing.assert_close(both[0].grad, both[1].grad)
+    torch.testing.assert_close(layer.lora_A.grad, theirs.lora_A["default"].weight.grad)
+    torch.testing.assert_close(layer.lora_B.grad, theirs.lora_B["default"].weight.grad)
 
 
 def test_a_frozen_layer_of_another_type() -> None:

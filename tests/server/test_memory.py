@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobillm.errors import ConfigError, ErrorCode, RemoteError
+from mobillm.nn import compute, upper
 from mobillm.nn.backbone import Backbone
-from mobillm.nn.upper import KEPT
+from mobillm.nn.upper import KEPT, WIDE
 from mobillm.options import Limits
 from mobillm.server.memory import Memory, check_step
 from tests.conftest import Run
@@ -85,10 +86,13 @@ def test_sessions_get_on_with_little_memory(run: Run, tmp_path: pathlib.Path) ->
     run(main())
 
 
-def test_steps_of_a_tail() -> None:
+@pytest.mark.parametrize(("native", "wide", "each"), [(True, WIDE, 2), (False, WIDE, 4), (False, 17000, 2)])
+def test_steps_of_a_tail(native: bool, wide: int, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """[B-45] A batch that needs one byte too much is refused, small and large ones by their own measure."""
+    monkeypatch.setattr(compute, "has_native_bf16", lambda: native)
+    monkeypatch.setattr(upper, "WIDE", wide)
     what, _ = tail_session(Backbone.from_model(tiny_model("llama"), name="tiny", taps=[1]))
-    weights, inside = 2 * 2 * (4 * 16 * 16 + 3 * 16 * 24) + 4 * 16 * 24, 4 * (16 * 16 + 8 * 24)
+    weights, inside = 2 * each * (4 * 16 * 16 + 3 * 16 * 24) + 4 * 16 * 24, 4 * (16 * 16 + 8 * 24)
     most = KEPT // (2 * inside)
     for tokens, kept in ((most, 2 * inside), (most + 1, 2 * 4 * 16 + inside)):
         need = weights + tokens * kept

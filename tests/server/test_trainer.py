@@ -14,6 +14,7 @@ import torch
 
 from mobillm.device.packing import pack_batch
 from mobillm.errors import ConfigError, StorageError
+from mobillm.nn import compute, upper
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.side import SideNetwork
 from mobillm.server.batch import Batch
@@ -195,6 +196,21 @@ def test_a_tail_is_restored_bit_for_bit() -> None:
     held = safetensors.torch.load(state)
     assert {name.partition(".")[2] for name in held} == names
     assert second.evaluate(batches) == whole.evaluate(batches)
+
+
+def test_frozen_layers_are_held_as_they_are_computed_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without instructions for bf16 they are held in fp32, large ones in bf16; the steps are the same."""
+    what, blobs, batches = _tail()
+    monkeypatch.setattr(compute, "has_native_bf16", lambda: False)
+    found = []
+    for most, expected in ((upper.WIDE, torch.float32), (1, torch.bfloat16)):
+        monkeypatch.setattr(upper, "WIDE", most)
+        trainer = Trainer(what, blobs)
+        assert trainer.network.upper is not None
+        held = {p.dtype for p in trainer.network.upper.layers.parameters() if not p.requires_grad}
+        assert held == {expected}
+        found.append([trainer.step(batch) for batch in batches])
+    assert found[0] == found[1]
 
 
 def test_frozen_layers_count_a_tenth() -> None:

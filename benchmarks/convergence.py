@@ -4,8 +4,8 @@
 training run is a point: a process of its own and a file in ``--points``; what is there is not run again. A
 learning rate is the best of three on a fifth of the training samples, held out, with seed 0. Accuracy needs
 no quiet machine. Time does: ``--time`` measures what a sample costs each method on one core, all in turn,
-for :data:`TIMED_STEPS` steps of one epoch, and ours also what a whole run takes; it is to be run where
-nothing else runs.
+for :data:`TIMED_STEPS` steps of one epoch, and what a whole run of ours costs the device's core and takes on
+the wall; it is to be run where nothing else runs.
 
 Keys, for each method and budget of epochs: ``accuracy.<method>.e<epochs>`` (mean over the seeds on dev, in
 %; for CoLA Matthews' correlation) with ``.seeds``, and ``accuracy.<method>``, the best budget's;
@@ -126,24 +126,33 @@ class Study:
     def measure(self, methods: Iterable[str]) -> None:
         """Measure the time of each method anew."""
         for method in methods:
-            module = "tuned" if method in OURS else "baselines"
-            arguments = [method, self.task] + ([] if method in OURS else ["--lr", "1e-4"])
-            self._path(f"{method}-time").unlink(missing_ok=True)
-            self.point(f"{method}-time", module, [*arguments, "--steps", str(TIMED_STEPS)])
-            for epochs in PLANS[method].budgets if method in OURS else ():
+            if method not in OURS:
+                self._path(f"{method}-time").unlink(missing_ok=True)
+                arguments = [method, self.task, "--lr", "1e-4", "--steps", str(TIMED_STEPS)]
+                self.point(f"{method}-time", "baselines", arguments)
+                continue
+            for epochs in PLANS[method].budgets:
                 self._path(f"{method}-time-e{epochs}").unlink(missing_ok=True)
-                self.point(f"{method}-time-e{epochs}", module, [*arguments, "--epochs", str(epochs)])
+                self.point(f"{method}-time-e{epochs}", "tuned", [method, self.task, "--epochs", str(epochs)])
 
     def times(self) -> dict[str, dict[str, float]]:
         """Return what was measured of the time."""
         found: dict[str, dict[str, float]] = {}
         for method in [*PLANS, *SAME_AS]:
             path = self._path(f"{method}-time")
-            if path.exists():
+            if method not in OURS and path.exists():
                 found[method] = {"device": json.loads(path.read_text())["seconds_per_sample"]}
-                for epochs in PLANS[method].budgets if method in OURS else ():
-                    whole = json.loads(self._path(f"{method}-time-e{epochs}").read_text())
-                    found[method][f"wall.e{epochs}"] = whole["seconds"]
+        for method in OURS:
+            for epochs in PLANS[method].budgets:
+                path = self._path(f"{method}-time-e{epochs}")
+                if not path.exists():
+                    continue
+                whole = json.loads(path.read_text())
+                trained, device, _ = whole["curve"][-1]
+                # However many epochs, our device computes each sample once.
+                found.setdefault(method, {}).update(
+                    {"device": device / (trained / epochs), f"wall.e{epochs}": whole["seconds"]}
+                )
         return found
 
 
@@ -160,8 +169,8 @@ def speeds(budgets: dict[str, dict[int, Any]], times: dict[str, dict[str, float]
 
     Args:
         budgets: points of each method and number of epochs.
-        times: of each method ``device`` (seconds of a sample on the device's core) and, of ours,
-            ``wall.e<N>`` (seconds of a whole run).
+        times: of each method ``device`` (seconds of a sample on the device's core, each time that it is
+            computed there) and, of ours, ``wall.e<N>`` (seconds of a whole run).
 
     """
     figures: dict[str, Any] = {}
@@ -172,7 +181,6 @@ def speeds(budgets: dict[str, dict[int, Any]], times: dict[str, dict[str, float]
         device: list[float] = []
         wall: list[float] = []
         for epochs, runs in found.items():
-            # However many epochs, our device computes each sample once.
             passes = epochs if method in OURS else 1
             for samples, score in curve_of(runs):
                 if score >= best - CLOSE:
@@ -220,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=GLUE, required=True)
     parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="folder of GLUE")
     parser.add_argument("--methods", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--epochs", type=int, nargs="+", metavar="N", help="budgets to run (default: all)")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--points", type=pathlib.Path, default=pathlib.Path("benchmarks/results/convergence"))
     parser.add_argument("--time", action="store_true", help="measure time, on a quiet machine")
@@ -236,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     budgets: dict[str, dict[int, Any]] = {}
     figures: dict[str, Any] = {}
     for method in args.methods:
-        for epochs in PLANS[method].budgets:
+        for epochs in (n for n in PLANS[method].budgets if args.epochs is None or n in args.epochs):
             budgets.setdefault(method, {})[epochs] = study.runs(method, epochs, range(args.seeds))
             figures = {"task": args.task, "seeds": args.seeds, "samples": samples}
             figures |= summary(budgets, times, samples)

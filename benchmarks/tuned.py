@@ -3,8 +3,7 @@
 ``python -m benchmarks.tuned METHOD TASK --data DIR --seed S --epochs E``, with the defaults of ``mobillm
 finetune``. It prints a line of JSON as :mod:`benchmarks.baselines` does: ``curve`` has one place, the end,
 and its seconds are the CPU time of this process from the first batch on; ``seconds`` is the whole run on
-the wall, ``bytes`` what was sent. With ``--steps N`` it prints what a sample took over the first batches
-instead.
+the wall, ``bytes`` what was sent.
 """
 
 from __future__ import annotations
@@ -58,8 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     task = GLUE[args.task]
     dataset, dev = task.load(args.data, "train"), task.load(args.data, "dev")
     method = METHODS[args.method]
-    limit = args.steps * method.batch if args.steps else None
-    examples: Sequence[Example] = dataset.examples[:limit]
+    examples: Sequence[Example] = dataset.examples
     backbone = mobillm.Backbone.from_pretrained("smollm2", dtype=method.dtype, taps=method.taps)
     with server() as access, tempfile.TemporaryDirectory() as folder:
         begun = time.process_time()
@@ -71,15 +69,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             labels=task.labels,
             side=SideSpec(kind=method.side),
             optimizer=method.optimizer,
-            epochs=1 if args.steps else args.epochs,
+            epochs=args.epochs,
             batch_size=method.batch,
             max_length=MAX_LENGTH,
             seed=args.seed,
             output=pathlib.Path(folder),
         )
         used = time.process_time() - begun
-        if args.steps:
-            return {"seconds_per_sample": used / len(examples), "samples": len(examples)}
         tuned = SideTuned.from_pretrained(backbone, folder)
     batches = make_batches(
         backbone,
@@ -108,7 +104,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="of GLUE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=0, metavar="N")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {DEVICE_CORE})

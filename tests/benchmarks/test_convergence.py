@@ -77,6 +77,17 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     assert path.stat().st_size > 0
 
 
+def test_time_of_whole_runs(tmp_path: Path) -> None:
+    """What a sample costs our device follows from a whole run, in which it computes each one once."""
+    study = convergence.Study("sst2", tmp_path, tmp_path, Console(file=sys.stderr))
+    assert study.times() == {}
+    (tmp_path / "sst2-lora-time.json").write_text('{"seconds_per_sample": 0.5}')
+    (tmp_path / "sst2-mobillm_tail-time-e2.json").write_text(
+        '{"curve": [[600, 45.0, 88.0]], "seconds": 90.0}'
+    )
+    assert study.times() == {"lora": {"device": 0.5}, "mobillm_tail": {"device": 0.15, "wall.e2": 90.0}}
+
+
 def test_a_point_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in the folder is read; what failed is not in it."""
     program = tmp_path / "benchmarks" / "fake.py"

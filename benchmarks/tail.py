@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     source, _ = model_source("smollm2", None, None)
     with quiet_loading():
-        backbone = StreamedBackbone.from_pretrained(source, dtype="bfloat16", taps="third")
+        backbone = StreamedBackbone.from_pretrained(source, dtype="bfloat16", taps="half")
     found = load_examples(args.data, task="classification", limit=BATCH * args.batches).examples
     examples = sorted(found, key=lambda example: len(example.text))  # both with little padding
     batches: Batches = []

@@ -48,7 +48,7 @@ class Method(NamedTuple):
 METHODS = {
     "mobillm": Method("ladder", "every:4", BATCH, OptimizerSpec()),
     "mobillm_int8": Method("ladder", "every:4", BATCH, OptimizerSpec(), "int8"),
-    "mobillm_tail": Method("tail", "third", TAIL_BATCH, OptimizerSpec(lr=TAIL_LR)),
+    "mobillm_tail": Method("tail", "half", TAIL_BATCH, OptimizerSpec(lr=TAIL_LR)),
 }
 
 

@@ -54,7 +54,7 @@ def settle_kind(args: argparse.Namespace) -> None:
     if args.side_rank is not None and not tail:
         raise ConfigError("side_rank", args.side_rank, "to be given with --side-kind tail only")
     if args.taps is None:
-        args.taps = "third" if tail else "every:4"
+        args.taps = "half" if tail else "every:4"
     if args.lr is None:
         args.lr = TAIL_LR if tail else OptimizerSpec().lr
     if args.batch_size is None:

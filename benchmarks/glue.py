@@ -50,6 +50,8 @@ class Task:
 GLUE = {
     "sst2": Task("SST-2", "sentence", None, "label", limit=3000),
     "mrpc": Task("MRPC", "#1 String", "#2 String", "Quality", limit=1000),
-    "rte": Task("RTE", "sentence1", "sentence2", "label", labels=("entailment", "not_entailment"), limit=1000),
+    "rte": Task(
+        "RTE", "sentence1", "sentence2", "label", labels=("entailment", "not_entailment"), limit=1000
+    ),
     "cola": Task("CoLA", "3", None, "1", header=False, limit=3000, metric="mcc"),
 }

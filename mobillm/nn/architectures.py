@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
@@ -31,6 +31,8 @@ class Architecture:
         config: makes the configuration of layers that a spec describes.
         layer: makes a layer of a configuration and its number.
         norm: makes the final norm of a width and an epsilon.
+        norms: names of a layer's norms, before attention and before what follows it.
+        inner: computes what follows attention and the second norm in a layer.
         place: where the layers are in the model without its head.
         rotary: whether positions enter in each layer, as rotations.
         needs: what else a model's configuration must say.
@@ -40,6 +42,8 @@ class Architecture:
     config: Callable[[SessionSpec, TailSpec], Any]
     layer: Callable[[Any, int], nn.Module]
     norm: Callable[[int, float], nn.Module]
+    norms: tuple[str, str]
+    inner: Callable[[Any, Tensor], Tensor]
     place: str
     rotary: bool
     needs: dict[str, Any]
@@ -79,6 +83,8 @@ _KNOWN = {
         config=_rotary_config(transformers.LlamaConfig),
         layer=LlamaDecoderLayer,
         norm=LlamaRMSNorm,
+        norms=("input_layernorm", "post_attention_layernorm"),
+        inner=lambda layer, values: layer.mlp(values),
         place="layers",
         rotary=True,
         needs={"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"},
@@ -87,6 +93,8 @@ _KNOWN = {
         config=_rotary_config(transformers.Qwen2Config),
         layer=Qwen2DecoderLayer,
         norm=LlamaRMSNorm,
+        norms=("input_layernorm", "post_attention_layernorm"),
+        inner=lambda layer, values: layer.mlp(values),
         place="layers",
         rotary=True,
         needs={"use_sliding_window": False, "hidden_act": "silu"},
@@ -95,6 +103,8 @@ _KNOWN = {
         config=_opt_config,
         layer=OPTDecoderLayer,
         norm=lambda width, eps: nn.LayerNorm(width, eps),
+        norms=("self_attn_layer_norm", "final_layer_norm"),
+        inner=lambda layer, values: layer.fc2(layer.activation_fn(layer.fc1(values))),
         place="decoder.layers",
         rotary=False,
         needs={

@@ -55,6 +55,10 @@ class Ragged:
         flat = values.reshape(-1, *values.shape[2:])
         return flat if self.full else flat.index_select(0, self._flat)
 
+    def pooled_rows(self, how: str) -> Tensor | None:
+        """Return ``[B]``, the rows that :meth:`pool` takes; None where it takes all of them."""
+        return {"last": self.ends - 1, "first": self.starts}.get(how)
+
     def pool(self, values: Tensor, how: str) -> Tensor:
         """Reduce ragged ``[N, ...]`` values to one row per sample.
 
@@ -66,9 +70,8 @@ class Ragged:
             ``[B, ...]`` values.
 
         """
-        if how == "last":
-            return values.index_select(0, self.ends - 1)
-        if how == "first":
-            return values.index_select(0, self.starts)
+        rows = self.pooled_rows(how)
+        if rows is not None:
+            return values.index_select(0, rows)
         total = self.pad(values).sum(1)
         return total / self.lengths.reshape(-1, *[1] * (total.dim() - 1)).to(total.dtype)

@@ -314,7 +314,9 @@ class SideNetwork(nn.Module):
         assert self.head is not None
         how = self.spec.side.pool
         if self.upper is not None:
-            pooled = layout.pool(self.upper(taps[-1], layout), how).float()
+            rows = layout.pooled_rows(how)
+            states = self.upper(taps[-1], layout, rows)
+            pooled = (layout.pool(states, how) if rows is None else states).float()
         else:
             pooled = layout.pool(normalise_tap(taps[-1]), how)
         if self.body is not None:

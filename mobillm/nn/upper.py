@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import safetensors
@@ -156,7 +157,7 @@ class UpperLayers(nn.Module):
         known = architecture_of(spec.tail)
         config = known.config(spec, spec.tail)
         config._attn_implementation = _ATTENTION
-        self._place = known.place
+        self._place, self._norms, self._inside = known.place, known.norms, known.inner
         self._inner = inner_bytes(spec)
         width = spec.model.hidden_size
         with torch.device("meta"):
@@ -184,15 +185,16 @@ class UpperLayers(nn.Module):
                 if parameter.requires_grad:
                     yield f"base_model.model.model.{self._place}.{number}.{name}.weight", parameter
 
-    def forward(self, tap: Tensor, layout: Ragged) -> Tensor:
+    def forward(self, tap: Tensor, layout: Ragged, rows: Tensor | None = None) -> Tensor:
         """Compute the final norm's output.
 
         Args:
             tap: ``[N, d]`` output of the layer below.
             layout: which rows belong to which sample.
+            rows: ``[R]`` those that are wanted; None for all.
 
         Returns:
-            ``[N, d]`` in the type of computing.
+            ``[R, d]`` or ``[N, d]`` in the type of computing.
 
         """
         stored = next(self.norm.parameters())
@@ -202,16 +204,25 @@ class UpperLayers(nn.Module):
         if self.inv_freq is not None:
             named["position_embeddings"] = self._rotations(layout, hidden.dtype)
         again = torch.is_grad_enabled() and layout.tokens * self._inner > KEPT
-        for layer in self.layers:
+        steps: list[Callable[..., Tensor]] = list(self.layers)
+        if rows is not None:
+            steps[-1] = functools.partial(self._last_layer, rows=rows)
+        for step in steps:
             if again:
-                hidden = cast(
-                    Tensor,
-                    checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False, **named),
-                )
+                kept = checkpoint(step, hidden, use_reentrant=False, preserve_rng_state=False, **named)
+                hidden = cast(Tensor, kept)
             else:
-                hidden = layer(hidden, **named)
+                hidden = step(hidden, **named)
         out: Tensor = self.norm(hidden[0])
         return out
+
+    def _last_layer(self, hidden: Tensor, *, rows: Tensor, **named: Any) -> Tensor:
+        """Compute the last layer, after attention for some rows only: nothing looks at the others."""
+        layer: Any = self.layers[-1]
+        before, after = (getattr(layer, name) for name in self._norms)
+        mixed, _ = layer.self_attn(hidden_states=before(hidden), attention_mask=None, **named)
+        chosen: Tensor = (hidden + mixed)[:, rows]
+        return chosen + self._inside(layer, after(chosen))
 
     def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Give a norm its weights in the type of its input, for the time that it runs."""

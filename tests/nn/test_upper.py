@@ -135,6 +135,30 @@ def test_a_batch_is_the_mean_of_its_samples() -> None:
         torch.testing.assert_close(gradient, mean, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_that_are_wanted(architecture: str) -> None:
+    """Leaving out what nothing looks at changes neither the other rows nor any gradient."""
+    backbone, layout = tiny(architecture), Ragged(LENGTHS)
+    spec, _ = tail_session(backbone)
+    tap = collect(backbone, SAMPLES)[-1]
+    found = []
+    for rows in (None, layout.pooled_rows("last")):
+        network = disturbed(SideNetwork.from_spec(spec, tail=upper_weights(backbone, 1))).train()
+        assert network.upper is not None
+        out = network.upper(tap, layout, rows)
+        out = layout.pool(out, "last") if rows is None else out
+        out.square().sum().backward()
+        gradients = {name: p.grad for name, p in network.trained().items() if p.grad is not None}
+        found.append((out.detach(), gradients))
+    (whole, of_whole), (part, of_part) = found
+    assert part.shape == (len(SAMPLES), 16)
+    torch.testing.assert_close(part, whole)
+    assert len(of_whole) > 10
+    assert of_part.keys() == of_whole.keys()
+    for name, gradient in of_whole.items():
+        torch.testing.assert_close(of_part[name], gradient, rtol=1e-4, atol=1e-5)
+
+
 def test_large_batches_compute_layers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not kept for the backward pass is computed again, with the same gradients."""
     backbone = tiny("opt")

@@ -27,6 +27,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks.harness import write_json
+from mobillm.cli.finetune_specs import TAIL_TAPS
 from mobillm.device.dataset import load_examples
 from mobillm.device.taps import TapPacker
 from mobillm.nn.adapter import MODULES
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     source, _ = model_source("smollm2", None, None)
     with quiet_loading():
-        backbone = StreamedBackbone.from_pretrained(source, dtype="bfloat16", taps="half")
+        backbone = StreamedBackbone.from_pretrained(source, dtype="bfloat16", taps=TAIL_TAPS)
     found = load_examples(args.data, task="classification", limit=BATCH * args.batches).examples
     examples = sorted(found, key=lambda example: len(example.text))  # both with little padding
     batches: Batches = []

@@ -25,7 +25,7 @@ from benchmarks.baselines import MAX_LENGTH
 from benchmarks.glue import GLUE
 from benchmarks.harness import interruptible
 from benchmarks.rig import DEVICE_CORE, server
-from mobillm.cli.finetune_specs import BATCH, TAIL_BATCH, TAIL_LR
+from mobillm.cli.finetune_specs import BATCH, TAIL_BATCH, TAIL_LR, TAIL_TAPS
 from mobillm.device.batches import make_batches
 from mobillm.device.dataset import Example
 from mobillm.nn.evaluation import evaluate
@@ -48,7 +48,7 @@ class Method(NamedTuple):
 METHODS = {
     "mobillm": Method("ladder", "every:4", BATCH, OptimizerSpec()),
     "mobillm_int8": Method("ladder", "every:4", BATCH, OptimizerSpec(), "int8"),
-    "mobillm_tail": Method("tail", "half", TAIL_BATCH, OptimizerSpec(lr=TAIL_LR)),
+    "mobillm_tail": Method("tail", TAIL_TAPS, TAIL_BATCH, OptimizerSpec(lr=TAIL_LR)),
 }
 
 

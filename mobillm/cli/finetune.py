@@ -153,8 +153,8 @@ def _add_side(parser: Parser) -> None:
         "--taps",
         type=_taps,
         metavar="T",
-        help="layers whose output is sent: all, every:N, half (the one in the middle), or a list "
-        "such as 6,10,30 (default: every:4; half for --side-kind tail)",
+        help="layers whose output is sent: all, every:N, N/M (one, after that part of the layers), or a list "
+        "such as 6,10,30 (default: every:4; 4/7 for --side-kind tail)",
     )
     # No defaults where what was given has to be told from what was not: see _codec.
     packing = group.add_mutually_exclusive_group()

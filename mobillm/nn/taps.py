@@ -10,7 +10,7 @@ from ..errors import ConfigError
 __all__ = ["parse_taps"]
 
 _DIGITS = 9
-_EXPECTED = "'all', 'every:N' with N of at least 1, 'half', or ascending layer numbers such as '6,10,30'"
+_EXPECTED = "'all', 'every:N' with N of at least 1, 'N/M' below 1, or ascending layer numbers as in '6,10,30'"
 
 
 def parse_taps(taps: str | Sequence[int], layers: int) -> tuple[int, ...]:
@@ -20,8 +20,8 @@ def parse_taps(taps: str | Sequence[int], layers: int) -> tuple[int, ...]:
     the input of layer 1.
 
     Args:
-        taps: ``every:N`` (layers N, 2N, ... and always the last one), ``all`` (every layer), ``half``
-            (the one in the middle of the layers), a comma list of layer numbers, or the numbers
+        taps: ``every:N`` (layers N, 2N, ... and always the last one), ``all`` (every layer), ``N/M``
+            (one, after that part of the layers), a comma list of layer numbers, or the numbers
             themselves.
         layers: number of layers of the backbone.
 
@@ -37,8 +37,8 @@ def parse_taps(taps: str | Sequence[int], layers: int) -> tuple[int, ...]:
         text = taps.strip()
         if text == "all":
             return tuple(range(1, layers + 1))
-        if text == "half":
-            return (max(1, layers // 2),)
+        if "/" in text:
+            return _part(text, layers)
         if text.startswith("every:"):
             return _every(text, layers)
         numbers = tuple(_number(part.strip(), taps) for part in text.split(","))
@@ -60,6 +60,13 @@ def _every(text: str, layers: int) -> tuple[int, ...]:
     if not numbers or numbers[-1] != layers:
         numbers.append(layers)
     return tuple(numbers)
+
+
+def _part(text: str, layers: int) -> tuple[int, ...]:
+    part, whole = (_number(piece.strip(), text) for piece in text.split("/", 1))
+    if not 0 < part < whole:
+        raise ConfigError("taps", text, _EXPECTED)
+    return (max(1, layers * part // whole),)
 
 
 def _number(part: str, taps: str) -> int:

@@ -445,7 +445,7 @@ def test_tail_in_two_processes(server: str, backbone: Backbone, tmp_path: pathli
 
 def test_tail_on_a_real_model(server: str, tmp_path: pathlib.Path) -> None:
     """With SmolLM2's layers on the disk, what comes back predicts; a token takes at most 350 bytes."""
-    backbone = StreamedBackbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16", taps="half")
+    backbone = StreamedBackbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16", taps="1/2")
     data = [Example("what a lovely day it was", target=1), Example("never again this awful place", target=0)]
     seen: list[Progress] = []
     report = finetune(

@@ -27,7 +27,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks.harness import write_json
-from mobillm.cli.finetune_specs import TAIL_TAPS
+from mobillm.defaults import TAIL_DEFAULTS
 from mobillm.device.dataset import load_examples
 from mobillm.device.taps import TapPacker
 from mobillm.nn.adapter import MODULES
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     source, _ = model_source("smollm2", None, None)
     with quiet_loading():
-        backbone = StreamedBackbone.from_pretrained(source, dtype="bfloat16", taps=TAIL_TAPS)
+        backbone = StreamedBackbone.from_pretrained(source, dtype="bfloat16", taps=TAIL_DEFAULTS.taps)
     found = load_examples(args.data, task="classification", limit=BATCH * args.batches).examples
     examples = sorted(found, key=lambda example: len(example.text))  # both with little padding
     batches: Batches = []

@@ -25,30 +25,27 @@ from benchmarks.baselines import MAX_LENGTH
 from benchmarks.glue import GLUE
 from benchmarks.harness import interruptible
 from benchmarks.rig import DEVICE_CORE, server
-from mobillm.cli.finetune_specs import BATCH, TAIL_BATCH, TAIL_LR, TAIL_TAPS
+from mobillm.defaults import DEFAULTS, defaults_of
 from mobillm.device.batches import make_batches
 from mobillm.device.dataset import Example
 from mobillm.nn.evaluation import evaluate
 from mobillm.nn.sidetuned import SideTuned
-from mobillm.spec import OptimizerSpec, SideSpec
+from mobillm.spec import SideSpec
 
 __all__ = ["METHODS", "main"]
 
 
 class Method(NamedTuple):
-    """What is trained on the server, from which taps of what, and with the command's defaults for it."""
+    """What is trained on the server, from what."""
 
     side: str
-    taps: str
-    batch: int
-    optimizer: OptimizerSpec
     dtype: str = "bfloat16"
 
 
 METHODS = {
-    "mobillm": Method("ladder", "every:4", BATCH, OptimizerSpec()),
-    "mobillm_int8": Method("ladder", "every:4", BATCH, OptimizerSpec(), "int8"),
-    "mobillm_tail": Method("tail", TAIL_TAPS, TAIL_BATCH, OptimizerSpec(lr=TAIL_LR)),
+    "mobillm": Method("ladder"),
+    "mobillm_int8": Method("ladder", "int8"),
+    "mobillm_tail": Method("tail"),
 }
 
 
@@ -58,7 +55,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     dataset, dev = task.load(args.data, "train"), task.load(args.data, "dev")
     method = METHODS[args.method]
     examples: Sequence[Example] = dataset.examples
-    backbone = mobillm.Backbone.from_pretrained("smollm2", dtype=method.dtype, taps=method.taps)
+    backbone = mobillm.Backbone.from_pretrained(
+        "smollm2", dtype=method.dtype, taps=defaults_of(method.side).taps
+    )
     with server() as access, tempfile.TemporaryDirectory() as folder:
         begun = time.process_time()
         report = mobillm.finetune(
@@ -68,9 +67,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             token=access.token,
             labels=task.labels,
             side=SideSpec(kind=method.side),
-            optimizer=method.optimizer,
             epochs=args.epochs,
-            batch_size=method.batch,
             max_length=MAX_LENGTH,
             seed=args.seed,
             output=pathlib.Path(folder),
@@ -81,7 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         backbone,
         dev.examples,
         task="classification",
-        batch_size=BATCH,
+        batch_size=DEFAULTS.batch_size,
         max_length=MAX_LENGTH,
         seed=0,
         ending=tuned.config.ending,

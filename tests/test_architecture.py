@@ -17,6 +17,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # A module imports its own place and lower layers. Only the places of layer 0 may import each other, and
 # those of layer 4.
 LAYERS = {
+    "defaults": 0,
     "errors": 0,
     "formats": 0,
     "options": 0,
@@ -37,6 +38,7 @@ LAYERS = {
 
 # What a place may import beyond the standard library; places that are not listed are free.
 OUTSIDE: dict[str, set[str]] = {
+    "defaults": set(),
     "errors": set(),
     "formats": set(),
     "options": set(),

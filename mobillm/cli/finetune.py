@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..defaults import DEFAULTS, TAIL_DEFAULTS
 from ..device.dataset import Dataset, load_examples
 from ..device.pending import PENDING_FILE
 from ..device.resume import SESSION_FILE
@@ -33,7 +34,7 @@ from .arguments import (
 )
 from .console import print_json, say
 from .failure import DONE, FAILED
-from .finetune_specs import BATCH, MAX_BITS, MIN_BITS, TAIL_BATCH, TAIL_LR, settle_kind, specs
+from .finetune_specs import MAX_BITS, MIN_BITS, settle_kind, specs
 from .loading import check_output, check_trace, load_backbone, loading
 from .plan import fit_memory, size
 from .summary import count, fraction, summary
@@ -99,7 +100,8 @@ def add(subparsers: Subparsers) -> None:
         "--batch-size",
         type=at_least(1),
         metavar="N",
-        help=f"samples of a step (default: {BATCH}; {TAIL_BATCH} for --side-kind tail)",
+        help=f"samples of a step (default: {DEFAULTS.batch_size}; "
+        f"{TAIL_DEFAULTS.batch_size} for --side-kind tail)",
     )
     data.add_argument(
         "--max-length",
@@ -154,7 +156,7 @@ def _add_side(parser: Parser) -> None:
         type=_taps,
         metavar="T",
         help="layers whose output is sent: all, every:N, N/M (one, after that part of the layers), or a list "
-        "such as 6,10,30 (default: every:4; 4/7 for --side-kind tail)",
+        f"such as 6,10,30 (default: {DEFAULTS.taps}; {TAIL_DEFAULTS.taps} for --side-kind tail)",
     )
     # No defaults where what was given has to be told from what was not: see _codec.
     packing = group.add_mutually_exclusive_group()
@@ -237,7 +239,8 @@ def _add_optimizer(parser: Parser) -> None:
         "--lr",
         type=float,
         metavar="X",
-        help=f"peak learning rate (default: {optimizer.lr:g}; {TAIL_LR:g} for --side-kind tail)",
+        help=f"peak learning rate (default: {optimizer.lr:g}; "
+        f"{TAIL_DEFAULTS.optimizer.lr:g} for --side-kind tail)",
     )
     for name, text in (
         ("weight_decay", "of matrices"),

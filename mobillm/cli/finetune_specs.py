@@ -5,28 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from ..defaults import defaults_of
 from ..errors import ConfigError
 from ..formats import Format
 from ..spec import CodecSpec, OptimizerSpec, SideSpec, check_tokens
 
-__all__ = [
-    "BATCH",
-    "MAX_BITS",
-    "MIN_BITS",
-    "TAIL_BATCH",
-    "TAIL_LR",
-    "TAIL_TAPS",
-    "codec",
-    "settle_kind",
-    "specs",
-]
+__all__ = ["MAX_BITS", "MIN_BITS", "codec", "settle_kind", "specs"]
 
 MIN_BITS, MAX_BITS = 3, 8  # of --bits auto: 3 bits cost little accuracy, see benchmarks/LOG.md
-# LoRA learns from more and larger steps than a ladder, see benchmarks/LOG.md.
-BATCH, TAIL_BATCH = 32, 16
-TAIL_LR = 1e-3
-# Where, one core each, the device's pass takes a sixth and the server's two epochs half of LoRA's time.
-TAIL_TAPS = "4/7"
 
 
 def specs(args: argparse.Namespace) -> tuple[SideSpec, OptimizerSpec, CodecSpec]:
@@ -65,12 +51,13 @@ def settle_kind(args: argparse.Namespace) -> None:
     tail = args.side_kind == "tail"
     if args.side_rank is not None and not tail:
         raise ConfigError("side_rank", args.side_rank, "to be given with --side-kind tail only")
+    defaults = defaults_of(args.side_kind)
     if args.taps is None:
-        args.taps = TAIL_TAPS if tail else "every:4"
+        args.taps = defaults.taps
     if args.lr is None:
-        args.lr = TAIL_LR if tail else OptimizerSpec().lr
+        args.lr = defaults.optimizer.lr
     if args.batch_size is None:
-        args.batch_size = TAIL_BATCH if tail else BATCH
+        args.batch_size = defaults.batch_size
     if args.task == "causal-lm" and args.side_kind not in ("ladder", "parallel"):
         raise ConfigError("side_kind", args.side_kind, "ladder or parallel for --task causal-lm")
     check_tokens(args.tokens, args.task, SideSpec(kind=args.side_kind, pool=args.side_pool))

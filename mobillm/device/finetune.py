@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from ..defaults import defaults_of
 from ..errors import ConfigError, DataError
 from ..nn.ending import common_ending
 from ..nn.heads import FrozenHead, export_lm_head
@@ -53,12 +54,13 @@ class Options(TypedDict, total=False):
         task: ``classification`` (default), ``regression`` or ``causal-lm``.
         labels: names of the classes, in the order of their numbers; kept on the device.
         heldout: examples that are never trained on; the server evaluates on them at the end.
-        side, optimizer, codec: see :mod:`mobillm.spec`.
+        side, codec: see :mod:`mobillm.spec`.
+        optimizer: of the server; that of :mod:`mobillm.defaults` for the kind of side network if not given.
         tokens: which tokens are sent: ``all`` (default), ``loss`` or ``last``; see
             :class:`mobillm.SessionSpec` for what the last two need.
         epochs: passes over the data; the device computes one forward pass whatever the number.
         early_stopping: epochs without a lower held-out loss after which training ends; 0 trains all.
-        batch_size: samples of an optimizer step.
+        batch_size: samples of an optimizer step; 32 if not given, 16 for a tail.
         max_length: most tokens of a sample; longer ones are cut.
         seed: of the order, the initialisation and dropout.
         output: directory for the result; None does not save it. While the run is unfinished the
@@ -354,13 +356,14 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
     task = options.get("task", "classification")
     seed = options.get("seed", 0)
     max_length = options.get("max_length", 128)
-    batch_size = options.get("batch_size", 32)
+    side = options.get("side", SideSpec())
+    defaults = defaults_of(side.kind)
+    batch_size = options.get("batch_size", defaults.batch_size)
     for name, value in (("batch_size", batch_size), ("max_length", max_length)):
         if value < 1:
             raise ConfigError(name, value, "at least 1")
     if not dataset:
         raise ConfigError("dataset", "empty", "at least one example")
-    side = options.get("side", SideSpec())
     head = export_lm_head(backbone.model) if task == "causal-lm" else None
     tail = TailBlobs(backbone) if side.kind == "tail" else None
     outputs = _outputs(task, options.get("labels"), dataset, head)
@@ -390,7 +393,7 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
         outputs=outputs,
         model=backbone.model_spec(),
         side=side,
-        optimizer=options.get("optimizer", OptimizerSpec()),
+        optimizer=options.get("optimizer", defaults.optimizer),
         codec=codec,
         epochs=options.get("epochs", 1),
         early_stopping=options.get("early_stopping", 0),

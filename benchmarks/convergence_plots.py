@@ -32,7 +32,7 @@ def _forwards(method: str) -> float:
     A frozen matrix is multiplied once more for the gradient of its input, a trained one twice more. A head
     alone and the ladder need none of that; a tail runs the layers below the tap only.
     """
-    return {"full": 3.0, "lora": 2.0, "bitfit": 2.0, "mobillm_tail": 17 / 30}.get(method, 1.0)
+    return {"full": 3.0, "lora": 2.0, "bitfit": 2.0, "mobillm_tail": 1 / 3}.get(method, 1.0)
 
 
 def draw(

@@ -163,7 +163,7 @@ METHODS: dict[str, Callable[[Job], None]] = {
     "mobillm": mobillm,
     "mobillm_int8": lambda job: mobillm(job, dtype="int8"),
     "mobillm_streamed": lambda job: mobillm(job, streamed=True),
-    "mobillm_tail": lambda job: mobillm(job, streamed=True, side="tail", taps="4/7"),
+    "mobillm_tail": lambda job: mobillm(job, streamed=True, side="tail", taps="1/3"),
 }
 
 

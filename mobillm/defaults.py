@@ -25,9 +25,8 @@ class Defaults(NamedTuple):
 
 
 DEFAULTS = Defaults("every:4", 32, OptimizerSpec())
-# LoRA learns from more and larger steps than a ladder. With a core each for both sides, a pass below this tap
-# takes the device a sixth, and two epochs above it the server half of the time of LoRA in the whole model.
-TAIL_DEFAULTS = Defaults("4/7", 16, OptimizerSpec(lr=1e-3))
+# LoRA learns from more and larger steps than a ladder.
+TAIL_DEFAULTS = Defaults("1/3", 16, OptimizerSpec(lr=1e-3))
 
 
 def defaults_of(kind: str) -> Defaults:

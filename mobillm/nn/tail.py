@@ -40,7 +40,7 @@ class TailBlobs:
         if len(backbone.taps) != 1 or backbone.taps[0] == backbone.layers:
             raise ModelError(
                 f"tail tuning needs one tap below layer {backbone.layers}, not {list(backbone.taps)}; "
-                "--taps 4/7, say"
+                "--taps 1/3, say"
             )
         self._backbone = backbone
         fields = describe(backbone.parts)

@@ -76,7 +76,7 @@ def test_options_that_do_not_go_together(
     ("options", "expected"),
     [
         ([], (32, 5e-4, "every:4")),
-        (["--side-kind", "tail"], (16, 1e-3, "4/7")),
+        (["--side-kind", "tail"], (16, 1e-3, "1/3")),
         (["--side-kind", "tail", "--lr", "2e-4", "--batch-size", "8", "--taps", "3"], (8, 2e-4, "3")),
     ],
 )

@@ -136,7 +136,9 @@ def mobillm(
 ) -> None:
     """Fine-tune as ``mobillm finetune`` does, with the server in another process."""
     import mobillm as package
+    from mobillm.device.arena import share_arena
 
+    share_arena()
     kind = package.StreamedBackbone if streamed else package.Backbone
     backbone = kind.from_pretrained(job.path, dtype=dtype or job.dtype, taps=taps)
     count = DEVICE_BATCHES * job.batch

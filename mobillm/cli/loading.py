@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..device.arena import share_arena
 from ..device.pending import PENDING_FILE
 from ..errors import ConfigError, ModelError
 from ..nn.adapter import ADAPTER_WEIGHTS
@@ -63,6 +64,7 @@ def load_backbone(args: argparse.Namespace, *, taps: str, lm_head: bool) -> Back
     """
     if args.stream_weights and args.dtype in ("int8", "int4"):
         raise ConfigError("dtype", args.dtype, "bfloat16, float16 or float32 with --stream-weights")
+    share_arena()
     with loading(f"the model {args.model}"):
         import torch
 

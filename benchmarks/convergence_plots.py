@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 __all__ = ["draw"]
 
@@ -76,8 +77,13 @@ def draw(
                 sent.plot([megabytes], scores[-1:], **style)
             else:
                 sent.axhline(scores[-1], color=COLOURS[method], linestyle=":", linewidth=1)
-    time.set(xlabel="seconds of the device's core", ylabel="dev, %", xscale="log")
-    work.set(xlabel="TFLOP on the device", xscale="log")
+    for axes in (time, work):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    time.set(xlabel="seconds of the device's core", ylabel="dev, %")
+    work.set(xlabel="TFLOP on the device")
     sent.set(xlabel="MB sent (dotted: trains on the device)", xlim=(0, None))
     work.legend(fontsize=7)
     for axes in (time, work, sent):

@@ -237,6 +237,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.picture is not None and not set(args.methods) & set(OURS):
         parser.error(f"--picture needs one of {', '.join(OURS)} among --methods: they count the tokens")
+    chosen = {
+        method: [n for n in PLANS[method].budgets if args.epochs is None or n in args.epochs]
+        for method in args.methods
+    }
+    for method, budgets_of in chosen.items():
+        if not budgets_of:
+            parser.error(
+                f"--epochs {args.epochs} leaves nothing of {method}, which has {PLANS[method].budgets}"
+            )
     study = Study(args.task, args.data, args.points, Console(stderr=True))
     if args.time:
         study.measure([*args.methods, *(name for name, twin in SAME_AS.items() if twin in args.methods)])
@@ -244,8 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = len(GLUE[args.task].load(args.data, "train").examples)
     budgets: dict[str, dict[int, Any]] = {}
     figures: dict[str, Any] = {}
-    for method in args.methods:
-        for epochs in (n for n in PLANS[method].budgets if args.epochs is None or n in args.epochs):
+    for method, budgets_of in chosen.items():
+        for epochs in budgets_of:
             budgets.setdefault(method, {})[epochs] = study.runs(method, epochs, range(args.seeds))
             figures = {"task": args.task, "seeds": args.seeds, "samples": samples}
             figures |= summary(budgets, times, samples)

@@ -131,16 +131,15 @@ def lst(job: Job) -> None:
     optimizer.step()
 
 
-def mobillm(
-    job: Job, streamed: bool = False, side: str = "ladder", taps: str = "every:4", dtype: str | None = None
-) -> None:
+def mobillm(job: Job, streamed: bool = False, side: str = "ladder", dtype: str | None = None) -> None:
     """Fine-tune as ``mobillm finetune`` does, with the server in another process."""
     import mobillm as package
+    from mobillm.defaults import defaults_of
     from mobillm.device.arena import share_arena
 
     share_arena()
     kind = package.StreamedBackbone if streamed else package.Backbone
-    backbone = kind.from_pretrained(job.path, dtype=dtype or job.dtype, taps=taps)
+    backbone = kind.from_pretrained(job.path, dtype=dtype or job.dtype, taps=defaults_of(side).taps)
     count = DEVICE_BATCHES * job.batch
     examples = [package.Example(words(job.seq, n, job.vocabulary), target=n % 2) for n in range(count)]
     server, token = job.access
@@ -165,7 +164,7 @@ METHODS: dict[str, Callable[[Job], None]] = {
     "mobillm": mobillm,
     "mobillm_int8": lambda job: mobillm(job, dtype="int8"),
     "mobillm_streamed": lambda job: mobillm(job, streamed=True),
-    "mobillm_tail": lambda job: mobillm(job, streamed=True, side="tail", taps="1/3"),
+    "mobillm_tail": lambda job: mobillm(job, streamed=True, side="tail"),
 }
 
 

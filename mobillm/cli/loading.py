@@ -64,7 +64,7 @@ def load_backbone(args: argparse.Namespace, *, taps: str, lm_head: bool) -> Back
     """
     if args.stream_weights and args.dtype in ("int8", "int4"):
         raise ConfigError("dtype", args.dtype, "bfloat16, float16 or float32 with --stream-weights")
-    share_arena()
+    share_arena()  # before torch starts threads
     with loading(f"the model {args.model}"):
         import torch
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..defaults import DEFAULTS
 from ..device.plan import Demand, Job, ModelFigures, choose, predict
 from ..errors import ConfigError
 from ..formats import BLOCKS, Format
@@ -58,9 +59,15 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="mean tokens of a sample (default: %(default)s)",
     )
-    group.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="default: %(default)s")
     group.add_argument(
-        "--taps", default="every:4", metavar="T", help="as for finetune (default: %(default)s)"
+        "--batch-size",
+        type=at_least(1),
+        default=DEFAULTS.batch_size,
+        metavar="N",
+        help="default: %(default)s",
+    )
+    group.add_argument(
+        "--taps", default=DEFAULTS.taps, metavar="T", help="as for finetune (default: %(default)s)"
     )
     formats = [fmt.name.lower() for fmt in Format if fmt is not Format.I32]
     group.add_argument("--format", default=CodecSpec().format, choices=formats, help="default: %(default)s")

@@ -12,9 +12,9 @@ _M_ARENA_MAX = -8  # of glibc's malloc.h
 def share_arena() -> bool:
     """Let all threads take memory from one arena.
 
-    With glibc each thread has one of its own, which keeps what was freed in it: a twentieth of what a device
-    needs for SmolLM2-135M. It holds for the whole process, so it is up to programs, not to the library; those
-    that call it do so before they start threads.
+    With glibc each thread has one of its own, which keeps what was freed in it: up to a twentieth of what a
+    device needs for SmolLM2-135M. It holds for the whole process, so it is up to programs, not to the
+    library; those that call it do so before they start threads.
 
     Returns:
         whether the C library has arenas and took the setting (mallopt(3)).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ConfigError
-from ..nn.upper import KEPT, frozen_bytes, inner_bytes
+from ..nn.upper import KEPT, frozen_values, held_type, inner_bytes
 from ..spec import SessionSpec
 
 __all__ = ["Memory", "check_step"]
@@ -24,7 +24,7 @@ def check_step(spec: SessionSpec, tokens: int, limit: int) -> None:
     if spec.tail is None:
         return
     width, inner, layers = spec.model.hidden_size, spec.tail.intermediate_size, len(spec.tail.layers)
-    weights, _ = frozen_bytes(spec)
+    weights = frozen_values(spec) * held_type(spec).itemsize
     inside = tokens * inner_bytes(spec)
     if inside > KEPT:  # then of one layer at a time, and the hidden states between them
         inside = inside // layers + tokens * layers * 4 * width

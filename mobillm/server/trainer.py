@@ -21,7 +21,7 @@ from ..codec import unpack_torch
 from ..errors import ConfigError, StorageError
 from ..nn.heads import FrozenHead
 from ..nn.side import SideNetwork
-from ..nn.upper import FrozenLayers, frozen_bytes
+from ..nn.upper import FrozenLayers, held_type
 from ..protocol import LENGTHS, TARGETS
 from ..spec import OptimizerSpec, SessionSpec
 from .batch import Batch
@@ -134,8 +134,7 @@ class Trainer:
         head = None if spec.head is None else FrozenHead.from_bytes(blobs[spec.head])
         tail = None
         if spec.tail is not None:
-            _, held = frozen_bytes(spec, self.device.type)
-            tail = FrozenLayers.from_blobs(spec.tail, blobs).to(held)
+            tail = FrozenLayers.from_blobs(spec.tail, blobs).to(held_type(spec, self.device.type))
         self.network = SideNetwork.from_spec(spec, head, tail).to(self.device)
         self._total = None if spec.batches is None else spec.batches * spec.epochs
         self.trained = Weights(self.network.trained(), spec.optimizer)

@@ -88,6 +88,15 @@ def test_time_of_whole_runs(tmp_path: Path) -> None:
     assert study.times() == {"lora": {"device": 0.5}, "mobillm_tail": {"device": 0.15, "wall.e2": 90.0}}
 
 
+def test_budgets_that_a_method_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A choice of epochs that leaves nothing of a method is refused before anything runs."""
+    with pytest.raises(SystemExit):
+        convergence.main(
+            ["--task", "sst2", "--data", str(tmp_path), "--methods", "lora", "mobillm", "--epochs", "2"]
+        )
+    assert "leaves nothing of mobillm, which has (4,)" in capsys.readouterr().err
+
+
 def test_a_point_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in the folder is read; what failed is not in it."""
     program = tmp_path / "benchmarks" / "fake.py"

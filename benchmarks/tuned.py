@@ -46,6 +46,7 @@ METHODS = {
     "mobillm": Method("ladder"),
     "mobillm_int8": Method("ladder", "int8"),
     "mobillm_tail": Method("tail"),
+    "mobillm_tail_int8": Method("tail", "int8"),
 }
 
 

@@ -63,10 +63,8 @@ def settle_kind(args: argparse.Namespace) -> None:
     check_tokens(args.tokens, args.task, SideSpec(kind=args.side_kind, pool=args.side_pool))
     if not tail:
         return
-    if args.dtype in ("int8", "int4"):
-        raise ConfigError("dtype", args.dtype, "bfloat16, float16 or float32 with --side-kind tail")
-    # Of the layers above the tap none has to be in memory, then.
-    args.stream_weights = True
+    # Of the layers above the tap none has to be in memory, then. Of quantized ones none is.
+    args.stream_weights |= args.dtype not in ("int8", "int4")
 
 
 def codec(args: argparse.Namespace) -> CodecSpec:

@@ -110,15 +110,12 @@ def open_backbone(args: argparse.Namespace, *, taps: str) -> Backbone:
     source, name = model_source(args.model, None, None)
     workspace, bits = Workspace(), BITS[args.dtype]
     with loading(f"the model {args.model}"):
-        model, tokenizer = load_quantized(
-            local_directory(source, local_files_only=False),
-            bits,
-            lm_head=False,
-            workspace=workspace,
-            depth=OPENED,
+        directory = local_directory(source, local_files_only=False)
+        model, tokenizer, _, loaded = load_quantized(
+            directory, bits, lm_head=False, workspace=workspace, depth=lambda layers: min(OPENED, layers)
         )
     expansion = make_expansion(model, args.compute_dtype, workspace)
-    return Backbone(model, tokenizer, name=name, taps=taps, expansion=expansion, bits=bits)
+    return Backbone(model, tokenizer, name=name, taps=taps, expansion=expansion, bits=bits, loaded=loaded)
 
 
 def load_config(directory: Path) -> SideConfig:

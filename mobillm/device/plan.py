@@ -32,7 +32,7 @@ class ModelFigures:
         part: tokens that are run at once.
         layer_seconds: of one layer for one token.
         workspace_bytes: in which weights are expanded to the type of computing.
-        streamable: whether the layers may stay on the disk.
+        streamable: whether the layers may stay on the disk, which quantized ones cannot.
 
     """
 
@@ -116,7 +116,10 @@ def predict(model: ModelFigures, job: Job, link: float | None = None, span: int 
     tokens = job.batch * job.length
     together = max(tokens, math.ceil(span / tokens) * tokens) if job.streamed else tokens
     part = min(model.part, tokens)
+    depth = max(1, job.taps[-1])
     weights = 2 * model.layer_bytes + model.outside_bytes if job.streamed else model.weight_bytes
+    if not model.streamable:  # quantized: layers above the last tap are not loaded
+        weights -= (model.layers - depth) * model.layer_bytes
     weights += model.workspace_bytes
     # Hidden states before and after a layer, one tap put together and in fp32; in a part: seven states of
     # the hidden width (norm, q, k, v, attention, output, sum) and three of the inner width.
@@ -126,7 +129,6 @@ def predict(model: ModelFigures, job: Job, link: float | None = None, span: int 
     packed = KEPT_BATCHES * max(tokens, together) * token_bytes
     work = int(LOOSE * (hidden + inner))
     traffic = job.samples * job.length * token_bytes
-    depth = max(1, job.taps[-1])
     return Demand(
         memory_bytes=model.base_bytes + weights + work + packed,
         weights_bytes=weights,

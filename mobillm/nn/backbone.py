@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..spec import ModelSpec
 from .compute import Expansion, make_expansion
 from .layers import Parts, WeightBytes, find_parts
@@ -21,6 +21,7 @@ from .loading import find_dtype, load_whole, model_source
 from .models import local_directory
 from .quantized import BITS
 from .quantized_loading import load_quantized
+from .stored import StoredLayers
 from .taps import parse_taps
 from .tokens import tokenize, tokenize_pairs
 from .workspace import Workspace
@@ -56,6 +57,7 @@ class Backbone:
         causal: true for a decoder, false for an encoder.
         span: tokens that :meth:`forward_all` is best given together; 0 when one batch is as good.
         bits: of the weights of linear layers, 8 or 4; None when they are not quantized.
+        loaded: layers that can be run; those above were never brought into memory.
 
     """
 
@@ -70,6 +72,8 @@ class Backbone:
         taps: str | Sequence[int],
         expansion: Expansion | None = None,
         bits: int | None = None,
+        stored: StoredLayers | None = None,
+        loaded: int | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name = name
@@ -78,6 +82,8 @@ class Backbone:
         self.taps = parse_taps(taps, self.layers)
         self.causal = self._parts.causal
         self.bits = bits
+        self.loaded = self.layers if loaded is None else loaded
+        self._stored = stored
         self._expansion = expansion
         self._layerwise = Layerwise(self._parts)
 
@@ -124,6 +130,7 @@ class Backbone:
                 the result is kept in the cache directory.
             dtype: of the weights; ``auto`` takes the checkpoint's own. ``int8`` and ``int4`` quantize the
                 linear layers while they are loaded, one after the other; then the model stays on the CPU.
+                Layers above the last tap are not loaded then, unless the LM head is.
             compute_dtype: in which a CPU computes, see :func:`~mobillm.nn.compute.compute_type`; a GPU
                 computes in the type of the weights.
             taps: which layers to tap, as in :func:`~mobillm.nn.taps.parse_taps`.
@@ -139,13 +146,30 @@ class Backbone:
         source, public = model_source(name_or_dir, gguf_file, name)
         workspace = Workspace()
         bits = BITS.get(dtype) if isinstance(dtype, str) else None
+        stored = loaded = None
         if bits is None:
             model, tokenizer = load_whole(source, find_dtype(dtype), lm_head, local_files_only)
         else:
             directory = local_directory(source, local_files_only=local_files_only)
-            model, tokenizer = load_quantized(directory, bits, lm_head=lm_head, workspace=workspace)
-        expansion = make_expansion(model, compute_dtype, workspace)
-        return cls(model, tokenizer, name=public, taps=taps, expansion=expansion, bits=bits)
+
+            def depth(layers: int) -> int:
+                # Whoever exports the LM head runs all of them, and what computes in which type is read off
+                # the first one.
+                return layers if lm_head else max(1, parse_taps(taps, layers)[-1])
+
+            model, tokenizer, stored, loaded = load_quantized(
+                directory, bits, lm_head=lm_head, workspace=workspace, depth=depth
+            )
+        return cls(
+            model,
+            tokenizer,
+            name=public,
+            taps=taps,
+            expansion=make_expansion(model, compute_dtype, workspace),
+            bits=bits,
+            stored=stored,
+            loaded=loaded,
+        )
 
     @property
     def parts(self) -> Parts:
@@ -216,17 +240,17 @@ class Backbone:
         return self._parts.weight_bytes()
 
     def layer_weights(self, number: int) -> dict[str, Tensor]:
-        """Return the weights of a layer, numbered from 0, by their names in it; they are not copied.
+        """Return the weights of a layer, numbered from 0, by their names in it, before any quantization.
+
+        They are not copied if they are all in memory so; else they are read, and the caller's.
 
         Raises:
-            ModelError: they are quantized.
+            ModelError: they cannot be read.
+            OSError: the same.
 
         """
-        if self.bits is not None:
-            raise ModelError(
-                f"the layers of {self.name} are held in {self.bits} bits, but LoRA above a tap needs their "
-                "weights as they are; use --dtype bfloat16"
-            )
+        if self._stored is not None:
+            return self._stored.read(number, self.dtype)
         return {name: p.detach() for name, p in self._parts.layers[number].named_parameters()}
 
     def model_spec(self) -> ModelSpec:
@@ -236,7 +260,15 @@ class Backbone:
         )
 
     def with_taps(self, taps: str | Sequence[int]) -> Backbone:
-        """Return a backbone on the same model with other taps."""
+        """Return a backbone on the same model with other taps.
+
+        Raises:
+            ConfigError: one of them lies above the layers that are loaded.
+
+        """
+        if parse_taps(taps, self.layers)[-1] > self.loaded:
+            expected = f"layers up to {self.loaded}, as those above were not loaded; load with these taps"
+            raise ConfigError("taps", taps, expected)
         return Backbone(
             self.model,
             self._tokenizer,
@@ -244,6 +276,8 @@ class Backbone:
             taps=taps,
             expansion=self._expansion,
             bits=self.bits,
+            stored=self._stored,
+            loaded=self.loaded,
         )
 
     def tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:

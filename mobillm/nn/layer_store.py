@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint
+from .stored import StoredLayers
 
 __all__ = ["LayerStore"]
 
@@ -25,8 +24,7 @@ class LayerStore:
 
     Args:
         layers: the layers, their parameters on the meta device.
-        names: for each parameter of each layer its name in the checkpoint.
-        checkpoint: where the weights are.
+        stored: where their weights are.
 
     Attributes:
         depth: how many layers are run; after the last of them comes the first again.
@@ -34,13 +32,10 @@ class LayerStore:
 
     """
 
-    def __init__(
-        self, layers: nn.ModuleList, names: Sequence[Mapping[str, str]], checkpoint: Checkpoint
-    ) -> None:
+    def __init__(self, layers: nn.ModuleList, stored: StoredLayers) -> None:
         self.depth = len(layers)
         self.reads = 0
-        self._checkpoint = checkpoint
-        self._names = names
+        self._stored = stored
         sizes = [sum(_room(p) for p in layer.parameters()) for layer in layers]
         room = max(sizes) + _ALIGNMENT
         buffers = [torch.empty(room, dtype=torch.uint8) for _ in range(min(2, len(layers)))]
@@ -54,7 +49,7 @@ class LayerStore:
                 at += _room(parameter)
                 place, _, leaf = name.rpartition(".")
                 layer.get_submodule(place)._parameters[leaf] = nn.Parameter(view, requires_grad=False)
-                targets[names[number][name]] = view
+                targets[stored.names[number][name]] = view
             self._targets.append(targets)
             layer.register_forward_pre_hook(functools.partial(self._before, number))
         self._held: list[int | None] = [None] * len(buffers)
@@ -96,26 +91,12 @@ class LayerStore:
             self.reads += 1
             self._coming = following, self._reader.submit(self._read, following)
 
-    def load(self, layer: int) -> dict[str, Tensor]:
-        """Read a layer's weights into memory of their own, by their names in the layer.
-
-        Raises:
-            ModelError: the weights cannot be read.
-            OSError: the same.
-
-        """
-        found = {}
-        for own, name in self._names[layer].items():
-            found[own] = torch.empty_like(self._targets[layer][name])
-            self._checkpoint.read(name, found[own])
-        return found
-
     def _before(self, layer: int, *_: Any) -> None:
         self.bring(layer)
 
     def _read(self, layer: int) -> None:
         for name, target in self._targets[layer].items():
-            self._checkpoint.read(name, target)
+            self._stored.checkpoint.read(name, target)
 
 
 def _room(parameter: Tensor) -> int:

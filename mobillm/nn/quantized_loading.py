@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,14 +13,32 @@ from .checkpoint import Checkpoint
 from .layers import find_parts
 from .quantized import quantized_linear, weight_of
 from .skeleton import build_skeleton, find_names, layer_prefixes, load_rest
+from .stored import StoredLayers
 from .workspace import Workspace
 
-__all__ = ["load_quantized"]
+__all__ = ["Quantized", "load_quantized"]
+
+
+class Quantized(NamedTuple):
+    """A model with quantized layers.
+
+    Attributes:
+        model: the model.
+        tokenizer: its tokenizer.
+        stored: its layers as they were.
+        loaded: layers that are in memory, the lowest ones.
+
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    stored: StoredLayers
+    loaded: int
 
 
 def load_quantized(
-    directory: Path, bits: int, *, lm_head: bool, workspace: Workspace, depth: int | None = None
-) -> tuple[nn.Module, Any]:
+    directory: Path, bits: int, *, lm_head: bool, workspace: Workspace, depth: Callable[[int], int]
+) -> Quantized:
     """Load a model and its tokenizer; what is no linear layer of a layer is held in bf16.
 
     Args:
@@ -27,7 +46,7 @@ def load_quantized(
         bits: of the weights, 8 or 4.
         lm_head: whether the LM head is loaded too.
         workspace: for weights that are expanded.
-        depth: layers that are loaded, for a model of which no more will be run; None loads all.
+        depth: gives, of the number of layers, how many of the lowest ones are loaded.
 
     Raises:
         ConfigError: this torch cannot compute with so many bits.
@@ -38,8 +57,10 @@ def load_quantized(
     model, tokenizer = build_skeleton(directory, torch.bfloat16, lm_head)
     names = find_names(model, checkpoint)
     parts = find_parts(model)
+    stored = StoredLayers.find(model, parts, names, checkpoint)
+    wanted = depth(len(parts.layers))
     for number, (prefix, layer) in enumerate(zip(layer_prefixes(model, parts), parts.layers, strict=True)):
-        loaded = depth is None or number < depth
+        loaded = number < wanted
         for path, module in list(layer.named_modules()):
             own = {name: f"{prefix}.{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
             if "weight" in own and weight_of(module, module.get_parameter("weight")) is not None:
@@ -56,7 +77,7 @@ def load_quantized(
             for name, _ in layer.named_parameters():
                 names.pop(f"{prefix}.{name}")
     load_rest(model, names, checkpoint)
-    return model, tokenizer
+    return Quantized(model, tokenizer, stored, wanted)
 
 
 def _read(parameter: nn.Parameter, name: str, checkpoint: Checkpoint, loaded: bool) -> torch.Tensor:

@@ -21,7 +21,8 @@ from .layer_store import LayerStore
 from .layers import find_parts
 from .loading import find_dtype, model_source
 from .models import local_directory
-from .skeleton import build_skeleton, find_names, layer_prefixes, load_rest, name_of
+from .skeleton import build_skeleton, find_names, load_rest, name_of
+from .stored import StoredLayers
 from .workspace import Workspace
 
 __all__ = ["StreamedBackbone"]
@@ -38,7 +39,7 @@ class StreamedBackbone(Backbone):
     layers for each token and is slow. It computes on the CPU: the model cannot be moved to another device.
 
     Args:
-        model, tokenizer, name, taps, expansion: as those of :class:`Backbone`.
+        model, tokenizer, name, taps, expansion, stored: as those of :class:`Backbone`.
         store: where the layers come from; None when they are all in memory.
 
     """
@@ -54,8 +55,9 @@ class StreamedBackbone(Backbone):
         taps: str | Sequence[int],
         store: LayerStore | None = None,
         expansion: Expansion | None = None,
+        stored: StoredLayers | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, name=name, taps=taps, expansion=expansion)
+        super().__init__(model, tokenizer, name=name, taps=taps, expansion=expansion, stored=stored)
         self.store = store
 
     @classmethod
@@ -95,17 +97,14 @@ class StreamedBackbone(Backbone):
         model, tokenizer = build_skeleton(directory, find_dtype(dtype), lm_head)
         names = find_names(model, checkpoint)
         parts = find_parts(model)
-        mapping = [
-            {own: names[f"{prefix}.{own}"] for own, _ in layer.named_parameters()}
-            for prefix, layer in zip(layer_prefixes(model, parts), parts.layers, strict=True)
-        ]
-        store = LayerStore(parts.layers, mapping, checkpoint)
+        stored = StoredLayers.find(model, parts, names, checkpoint)
+        store = LayerStore(parts.layers, stored)
         embedding = None if lm_head else cast(Any, model).get_input_embeddings()
         if isinstance(embedding, nn.Embedding):
             _read_rows_only(embedding, checkpoint, names.pop(name_of(model, embedding) + ".weight"))
         load_rest(model, names, checkpoint)
         expansion = make_expansion(model, compute_dtype, Workspace())
-        return cls(model, tokenizer, name=public, taps=taps, store=store, expansion=expansion)
+        return cls(model, tokenizer, name=public, taps=taps, store=store, expansion=expansion, stored=stored)
 
     def with_taps(self, taps: str | Sequence[int]) -> StreamedBackbone:
         """Return a backbone on the same model with other taps."""
@@ -116,11 +115,8 @@ class StreamedBackbone(Backbone):
             taps=taps,
             store=self.store,
             expansion=self._expansion,
+            stored=self._stored,
         )
-
-    def layer_weights(self, number: int) -> dict[str, Tensor]:
-        """Read the weights of a layer, numbered from 0; they are the caller's."""
-        return super().layer_weights(number) if self.store is None else self.store.load(number)
 
     def forward_all(self, batches: Sequence[Sequence[Sequence[int]]], on_tap: OnBatchTap) -> None:
         """Do what :meth:`Backbone.forward_all` does; each layer is read once for all batches."""

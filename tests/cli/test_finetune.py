@@ -71,8 +71,6 @@ def test_nice(
     assert steps == [10, -1]
     assert 0.6 * report["device_busy"] < report["device_rested"]
     assert "'0' is no number above 0" in fails(capsys, *arguments, "--duty", "0", status=2)
-    tail = [*arguments, "--taps", "1", "--side-kind", "tail", "--dtype", "int8"]
-    assert "with --side-kind tail" in fails(capsys, *tail, status=2)
 
 
 def test_adaptive_width(
@@ -201,19 +199,26 @@ def test_bad_surroundings(
     assert "choose another path" in fails(capsys, *arguments, "--out", str(tmp_path / "file"))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_tail(
-    model: str, data: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dtype: str,
+    model: str,
+    data: str,
+    server: RunningServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """LoRA above the tap is trained with the layers on the disk; the next command evaluates it."""
     access = ["--server", server.address, "--token-file", str(server.token_file)]
     training = ["--data", data, "--heldout", data, "--epochs", "8", "--batch-size", "4", "--lr", "0.02"]
-    kind = ["--side-kind", "tail", "--side-rank", "4"]
+    kind = ["--side-kind", "tail", "--side-rank", "4", "--dtype", dtype]
     out = str(tmp_path / "lora")
     assert main(["finetune", "--model", model, *training, *access, *kind, "--out", out]) == 0
     shown = capsys.readouterr().out
     assert "after layers 1 of 3" in shown
     assert (tmp_path / "lora" / "adapter_config.json").exists()
     following = shown.splitlines()[-1].removeprefix("next: ")
+    assert ("--dtype int8" in following) == (dtype == "int8")
     assert main([*shlex.split(following)[1:], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] > 0.9
     again = ["finetune", "--model", model, *training, *access, "--out", out]

@@ -98,6 +98,9 @@ def test_weights_that_are_expanded_or_cannot_be_streamed() -> None:
     for streamed in (True, False):
         job = dataclasses.replace(JOB, streamed=streamed)
         assert predict(model, job).memory_bytes == predict(MODEL, job).memory_bytes + 16 * MIB
+    lower = dataclasses.replace(JOB, taps=(8, 12, 16))
+    assert predict(MODEL, lower).memory_bytes == predict(MODEL, JOB).memory_bytes
+    assert predict(model, lower).memory_bytes == predict(model, JOB).memory_bytes - 8 * 48 * MIB
     limit = predict(model, JOB).memory_bytes - 1
     job, _, reasons = choose(model, JOB, memory_limit=limit, link=None, span=0)
     assert (job.streamed, job.batch, len(reasons)) == (False, 8, 1)

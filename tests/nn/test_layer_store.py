@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mobillm.errors import ModelError
 from mobillm.nn.checkpoint import Checkpoint
 from mobillm.nn.layer_store import LayerStore
+from mobillm.nn.stored import StoredLayers
 
 COUNT, WIDTH = 4, 8
 
@@ -25,7 +26,7 @@ def store_of(folder: Path) -> tuple[LayerStore, nn.ModuleList, list[Tensor]]:
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
     layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False, device="meta") for _ in weights)
     names: list[dict[str, str]] = [{"weight": name} for name in tensors]
-    return LayerStore(layers, names, Checkpoint(folder)), layers, weights
+    return LayerStore(layers, StoredLayers(names, Checkpoint(folder))), layers, weights
 
 
 def test_layers_in_turn(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobillm.errors import ModelError
+from mobillm.errors import ConfigError
 from mobillm.nn import quantized_loading
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.checkpoint import Checkpoint
@@ -52,12 +52,23 @@ def test_taps_are_nearly_those_of_all_bits(
     assert backbone.weight_bytes().widest == whole.weight_bytes().widest
 
 
-def test_weights_are_gone(tmp_path: Path) -> None:
-    """LoRA above a tap would need the weights as they were, and is refused."""
-    backbone = Backbone.from_pretrained(saved(tmp_path, "llama"), dtype="int8")
-    with pytest.raises(ModelError, match=r"held in 8 bits, .* use --dtype bfloat16"):
-        backbone.layer_weights(0)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_layers_above_the_tap(architecture: str, tmp_path: Path) -> None:
+    """Those above the last tap are not loaded, and read from the disk as they were before quantization."""
+    directory = saved(tmp_path, architecture)
+    backbone = Backbone.from_pretrained(directory, dtype="int8", taps="1/3")
+    whole = Backbone.from_pretrained(directory, dtype="bfloat16", taps="1/3")
     assert backbone.arithmetic.startswith("8 bits computed in ")
+    assert backbone.loaded == 1
+    assert all(p.is_meta for layer in backbone.parts.layers[1:] for p in layer.parameters())
+    for number in range(3):
+        read, expected = backbone.layer_weights(number), whole.layer_weights(number)
+        assert read.keys() == expected.keys()
+        assert all(torch.equal(read[name], expected[name]) for name in read)
+    assert [*backbone.with_taps([0, 1]).taps] == [0, 1]
+    with pytest.raises(ConfigError, match=r"taps is \[2\]; expected layers up to 1, .*load with these taps"):
+        backbone.with_taps([2])
+    assert Backbone.from_pretrained(directory, dtype="int8", taps=[1], lm_head=True).loaded == 3
 
 
 def test_head_and_generation(tmp_path: Path) -> None:
@@ -98,8 +109,11 @@ def test_one_matrix_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_only_some_layers(tmp_path: Path) -> None:
     """Layers above the wanted depth are counted and not read."""
     directory = saved(tmp_path, "gpt2")
-    model, _ = load_quantized(directory, 8, lm_head=False, workspace=Workspace(), depth=1)
-    part = Backbone(model, None, name="tiny", taps=[1], bits=8)
+    found = load_quantized(
+        directory, 8, lm_head=False, workspace=Workspace(), depth=lambda layers: layers - 2
+    )
+    assert found.loaded == 1
+    part = Backbone(found.model, None, name="tiny", taps=[1], bits=8)
     whole = Backbone.from_pretrained(directory, dtype="int8", compute_dtype="bfloat16", taps=[1])
     assert part.weight_bytes() == whole.weight_bytes()
     assert torch.equal(collect(part, SAMPLES)[0], collect(whole, SAMPLES)[0])

@@ -418,8 +418,8 @@ class SessionSpec(_Record):
         _check(0 <= self.seed < 1 << 63, "seed", self.seed, "0 to 2**63 - 1")
         if self.task == "causal-lm":
             _check(self.side.causal, "side.causal", self.side.causal, "true for causal-lm")
-            able = self.side.kind in ("ladder", "parallel")
-            _check(able, "side.kind", self.side.kind, "ladder or parallel for causal-lm")
+            able = self.side.kind in ("ladder", "parallel", "tail")
+            _check(able, "side.kind", self.side.kind, "ladder, parallel or tail for causal-lm")
             _check(
                 self.head is not None and _is_digest(self.head),
                 "head",

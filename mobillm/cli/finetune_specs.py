@@ -58,8 +58,8 @@ def settle_kind(args: argparse.Namespace) -> None:
         args.lr = defaults.optimizer.lr
     if args.batch_size is None:
         args.batch_size = defaults.batch_size
-    if args.task == "causal-lm" and args.side_kind not in ("ladder", "parallel"):
-        raise ConfigError("side_kind", args.side_kind, "ladder or parallel for --task causal-lm")
+    if args.task == "causal-lm" and args.side_kind == "head":
+        raise ConfigError("side_kind", args.side_kind, "ladder, parallel or tail for --task causal-lm")
     check_tokens(args.tokens, args.task, SideSpec(kind=args.side_kind, pool=args.side_pool))
     if not tail:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 from ..errors import ConfigError
@@ -15,17 +16,17 @@ class Announced:
     """Blobs that say which of them is taken: reading and sending them may take minutes.
 
     Args:
-        blobs: what is taken, once in each iteration.
+        groups: what is taken, one group after the other, once in each iteration.
         taken: called with the number of each, from 1, in the thread that takes it.
 
     """
 
-    def __init__(self, blobs: Iterable[bytes], taken: Callable[[int], None]) -> None:
-        self._blobs = blobs
+    def __init__(self, groups: Sequence[Iterable[bytes]], taken: Callable[[int], None]) -> None:
+        self._groups = groups
         self._taken = taken
 
     def __iter__(self) -> Iterator[bytes]:
-        for number, blob in enumerate(self._blobs, 1):
+        for number, blob in enumerate(itertools.chain.from_iterable(self._groups), 1):
             self._taken(number)
             yield blob
 

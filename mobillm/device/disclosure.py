@@ -14,14 +14,15 @@ _WHICH = {
 }
 
 
-def disclosure(spec: SessionSpec, samples: int, tokens: int, blobs: int = 0) -> str:
+def disclosure(spec: SessionSpec, samples: int, tokens: int, *, head: int = 0, tail: int = 0) -> str:
     """Say what a session sends and what it does not.
 
     Args:
         spec: the session.
         samples: how many will be sent, held-out ones included.
         tokens: how many of their tokens are sent.
-        blobs: bytes of the blobs that the session names.
+        head: bytes of the LM head's blob.
+        tail: bytes of the blobs of the layers above the tap.
 
     Returns:
         a few lines for a person.
@@ -48,7 +49,7 @@ def disclosure(spec: SessionSpec, samples: int, tokens: int, blobs: int = 0) -> 
     if spec.task == "causal-lm":
         lines += [
             "  the target of each token, which is the NEXT TOKEN'S ID IN PLAIN: the server can read the text",
-            f"  the model's final norm and LM head (public weights, {blobs / 1e6:.1f} MB), "
+            f"  the model's final norm and LM head (public weights, {head / 1e6:.1f} MB), "
             "if the server lacks them",
         ]
     elif spec.task == "regression":
@@ -57,7 +58,7 @@ def disclosure(spec: SessionSpec, samples: int, tokens: int, blobs: int = 0) -> 
         lines.append("  the class number of each sample, in plain; not the names of the classes")
     if spec.tail is not None:
         lines.append(
-            f"  the model's {len(spec.tail.layers)} layers above (public weights, {blobs / 1e6:.1f} MB), as "
+            f"  the model's {len(spec.tail.layers)} layers above (public weights, {tail / 1e6:.1f} MB), as "
             "far as the server lacks them"
         )
     if spec.task == "causal-lm":

@@ -107,11 +107,16 @@ class _Job:
     backbone: Backbone
     spec: SessionSpec
     batches: list[TokenBatch]
-    blobs: Iterable[bytes]
-    blob_bytes: int
+    head: bytes | None
+    tail: TailBlobs | None
     labels: tuple[str, ...] | None
     max_length: int
     ending: str
+
+    @property
+    def blobs(self) -> list[Iterable[bytes]]:
+        """What the server may lack of the frozen weights, in the order of the spec."""
+        return [() if self.head is None else (self.head,), self.tail or ()]
 
     @property
     def samples(self) -> int:
@@ -199,7 +204,8 @@ async def finetune_async(
     job = await asyncio.to_thread(_prepare, backbone, dataset, options)
     on_start = options.get("on_start")
     if on_start is not None:
-        on_start(disclosure(job.spec, job.samples, job.tokens, job.blob_bytes))
+        tail = 0 if job.tail is None else job.tail.size
+        on_start(disclosure(job.spec, job.samples, job.tokens, head=len(job.head or b""), tail=tail))
     trace = Trace()
     limits = options.get("limits") or Limits()
     timeouts = options.get("timeouts") or Timeouts()
@@ -408,11 +414,7 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
     everything = train + (batches(heldout, heldout=True) if heldout else [])
     labels = options.get("labels")
     names = None if labels is None else tuple(labels)
-    blobs: Iterable[bytes] = () if tail is None else tail
-    size = 0 if tail is None else tail.size
-    if head is not None:
-        blobs, size = (head,), len(head)
-    return _Job(backbone, spec, everything, blobs, size, names, max_length, ending)
+    return _Job(backbone, spec, everything, head, tail, names, max_length, ending)
 
 
 def _outputs(task: str, labels: Sequence[str] | None, dataset: Sequence[Example], head: bytes | None) -> int:

@@ -25,9 +25,10 @@ def adapter_json(spec: SessionSpec) -> str:
 
     """
     assert spec.tail is not None
+    language = spec.task == "causal-lm"
     content = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
+        "task_type": "CAUSAL_LM" if language else "SEQ_CLS",
         "base_model_name_or_path": spec.model.name,
         "r": spec.side.rank,
         "lora_alpha": int(SCALE * spec.side.rank),
@@ -35,7 +36,7 @@ def adapter_json(spec: SessionSpec) -> str:
         "target_modules": list(MODULES[spec.tail.architecture]),
         "layers_to_transform": list(range(spec.model.taps[0], spec.model.layers)),
         "layers_pattern": "layers",
-        "modules_to_save": ["score"],
+        "modules_to_save": None if language else ["score"],
         "inference_mode": True,
     }
     return json.dumps(content, indent=2) + "\n"

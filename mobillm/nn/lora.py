@@ -58,7 +58,7 @@ class _Product(torch.autograd.Function):
         out.addmm_(low, up.to(dtype).t(), alpha=SCALE)
         ctx.weight = weight
         ctx.save_for_backward(rows, low, down, up)
-        return out.reshape(*values.shape[:-1], -1)
+        return out.reshape(*values.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
@@ -72,5 +72,5 @@ class _Product(torch.autograd.Function):
         of_values = None
         if ctx.needs_input_grad[0]:
             of_values = (into @ ctx.weight.to(dtype)).addmm_(through, down.to(dtype))
-            of_values = of_values.reshape(*gradient.shape[:-1], -1)
+            of_values = of_values.reshape(*gradient.shape[:-1], rows.shape[-1])
         return of_values, None, None, of_down.to(down.dtype), of_up.to(up.dtype)

@@ -26,7 +26,8 @@ from .upper import FrozenLayers, UpperLayers
 
 __all__ = ["SideCache", "SideNetwork"]
 
-SideCache = list[KeyValues]  # one entry per block of a ladder; empty for a parallel network
+# One entry per block of a ladder, or per layer above the tap; empty for a parallel network.
+SideCache = list[KeyValues]
 
 _ROWS = 256  # rows of logits held at once where only the best token is wanted
 
@@ -95,7 +96,7 @@ class SideNetwork(nn.Module):
             tail: the weights of the layers above the tap for ``tail``; None for the other kinds.
 
         Raises:
-            ConfigError: a causal-lm session does not tap the last layer.
+            ConfigError: a causal-lm session without a tail does not tap the last layer.
             ModelError: the head or the tail is missing, superfluous or of another model.
 
         """
@@ -234,7 +235,7 @@ class SideNetwork(nn.Module):
             ModelError: the task is not causal-lm.
 
         """
-        if self.frozen is None or self.body is None:
+        if self.frozen is None:
             raise ModelError(
                 f"a side network for {self.spec.task!r} cannot generate; train one for 'causal-lm'"
             )
@@ -242,6 +243,10 @@ class SideNetwork(nn.Module):
         self._layout(taps, new)
         with self._evaluating():
             following: SideCache = []
+            if self.upper is not None:
+                states, following = self.upper.extend(taps[-1], cache)
+                return self.frozen.logits(states.float()), following
+            assert self.body is not None
             if isinstance(self.body, Ladder):
                 stream, following = self.body.extend(taps, cache)
             else:
@@ -251,10 +256,12 @@ class SideNetwork(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return what is trained by name; for ``tail`` the names are those of a PEFT adapter."""
-        if self.upper is None or self.head is None:
+        if self.upper is None:
             return dict(self.named_parameters())
-        (score,) = self.head.parameters()
-        return dict(self.upper.trained()) | {"base_model.model.score.weight": score}
+        found = dict(self.upper.trained())
+        if self.head is not None:
+            (found["base_model.model.score.weight"],) = self.head.parameters()
+        return found
 
     def state_bytes(self) -> bytes:
         """Return the trained weights as safetensors; equal weights give equal bytes."""
@@ -303,6 +310,9 @@ class SideNetwork(nn.Module):
     def _token_states(self, taps: Sequence[Tensor], layout: Ragged, rows: Tensor | None) -> Tensor:
         """Return the LM head's input of the chosen rows, ``[R, d]``; all rows when None."""
         assert self.frozen is not None
+        if self.upper is not None:
+            states: Tensor = self.upper(taps[-1], layout, rows)
+            return states.float()
         assert self.body is not None
         stream = self._stream(taps, layout)
         last = taps[-1]
@@ -362,7 +372,7 @@ class SideNetwork(nn.Module):
 
 
 def _check_head(spec: SessionSpec, head: FrozenHead) -> None:
-    if spec.model.taps[-1] != spec.model.layers:
+    if spec.tail is None and spec.model.taps[-1] != spec.model.layers:
         raise ConfigError(
             "model.taps",
             list(spec.model.taps),

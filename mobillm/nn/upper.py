@@ -19,6 +19,7 @@ from ..errors import ModelError
 from ..spec import SessionSpec, TailSpec
 from .adapter import MODULES
 from .architectures import architecture_of
+from .attention import KeyValues
 from .compute import compute_type
 from .lora import LoRALinear
 from .ragged import Ragged
@@ -65,11 +66,22 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    layout: Ragged,
+    layout: Ragged | None,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend inside each sample; query, key and value are ``[1, heads, N, size]``."""
+    """Attend inside each sample; query, key and value are ``[1, heads, N, size]``.
+
+    Without a layout they are of one sample, and the queries those of its last tokens.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    if layout is None:
+        steps = torch.arange(key.shape[2], device=key.device)
+        mask = steps <= steps[key.shape[2] - query.shape[2] :, None]
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped
+        )
+        return mixed.transpose(1, 2), None
     # On a CPU the backward pass of attention is four times slower in bf16 than in fp32.
     dtype = torch.float32 if query.requires_grad and query.device.type == "cpu" else query.dtype
 
@@ -83,7 +95,7 @@ def _attend(
         pad(value),
         is_causal=True,
         scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=grouped,
     )
     return layout.unpad(mixed.transpose(1, 2))[None].to(query.dtype), None
 
@@ -134,6 +146,22 @@ class FrozenLayers:
         """Return the layers in another type, and the ending as it is."""
         layers = [{name: tensor.to(dtype) for name, tensor in layer.items()} for layer in self.layers]
         return dataclasses.replace(self, layers=layers)
+
+
+class _Past:
+    """Keys and values of one sample's earlier tokens, as the layers of transformers ask for them."""
+
+    def __init__(self, past: Sequence[KeyValues] | None) -> None:
+        self._past = past
+        self.following: list[KeyValues] = []
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> KeyValues:
+        """Return those of all tokens of a layer; layers come in their order."""
+        if self._past:
+            key = torch.cat((self._past[layer][0], key), 2)
+            value = torch.cat((self._past[layer][1], value), 2)
+        self.following.append((key, value))
+        return key, value
 
 
 class UpperLayers(nn.Module):
@@ -200,12 +228,9 @@ class UpperLayers(nn.Module):
             ``[R, d]`` or ``[N, d]`` in the type of computing.
 
         """
-        stored = next(self.norm.parameters())
-        on_cpu = stored.device.type == "cpu"
-        hidden = tap.to(compute_type("auto", stored.dtype) if on_cpu else stored.dtype)[None]
-        named: dict[str, Any] = {"layout": layout}
-        if self.inv_freq is not None:
-            named["position_embeddings"] = self._rotations(layout, hidden.dtype)
+        starts = layout.starts.repeat_interleave(layout.lengths)
+        hidden, named = self._begin(tap, torch.arange(layout.tokens, device=starts.device) - starts)
+        named["layout"] = layout
         again = torch.is_grad_enabled() and layout.tokens * self._inner > KEPT
         steps: list[Callable[..., Tensor]] = list(self.layers)
         if rows is not None:
@@ -218,6 +243,34 @@ class UpperLayers(nn.Module):
                 hidden = step(hidden, **named)
         out: Tensor = self.norm(hidden[0])
         return out
+
+    def extend(self, tap: Tensor, past: Sequence[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
+        """Compute the final norm's output for new tokens of one sample.
+
+        Args:
+            tap: ``[n, d]`` output of the layer below, of the new tokens.
+            past: what the previous call returned; None at the sample's start. It is not changed.
+
+        Returns:
+            ``[n, d]``, and each layer's keys and values of all tokens so far.
+
+        """
+        start = past[0][0].shape[2] if past else 0
+        hidden, named = self._begin(tap, torch.arange(start, start + len(tap)))
+        seen = _Past(past)
+        for layer in self.layers:
+            hidden = layer(hidden, layout=None, past_key_values=seen, **named)
+        out: Tensor = self.norm(hidden[0])
+        return out, seen.following
+
+    def _begin(self, tap: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Return the layers' input in the type of computing, and what else each of them takes."""
+        stored = next(self.norm.parameters())
+        on_cpu = stored.device.type == "cpu"
+        hidden = tap.to(compute_type("auto", stored.dtype) if on_cpu else stored.dtype)[None]
+        if self.inv_freq is None:
+            return hidden, {}
+        return hidden, {"position_embeddings": self._rotations(positions, hidden.dtype)}
 
     def _last_layer(self, hidden: Tensor, *, rows: Tensor, **named: Any) -> Tensor:
         """Compute the last layer, after attention for some rows only: nothing looks at the others."""
@@ -238,12 +291,10 @@ class UpperLayers(nn.Module):
     def _after(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
         module._parameters.update(self._stored)
 
-    def _rotations(self, layout: Ragged, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of each token's position, ``[1, N, size]`` (RoPE, arXiv 2104.09864)."""
+    def _rotations(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of positions ``[N]``, ``[1, N, size]`` (RoPE, arXiv 2104.09864)."""
         assert self.inv_freq is not None
-        starts = layout.starts.repeat_interleave(layout.lengths).to(self.inv_freq.device)
-        positions = torch.arange(layout.tokens, device=starts.device) - starts
-        angles = positions[:, None].float() * self.inv_freq.float()
+        angles = positions.to(self.inv_freq.device)[:, None].float() * self.inv_freq.float()
         angles = torch.cat((angles, angles), -1)[None]
         return angles.cos().to(dtype), angles.sin().to(dtype)
 

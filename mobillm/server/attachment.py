@@ -292,7 +292,7 @@ class Attachment(Observer):
             # Another device may have stored it meanwhile; this one was told to send it all the same.
             if message.digest.hex() not in self.session.spec.blobs:
                 raise ConfigError("BLOB.digest", "another one", "a digest that the spec names")
-            check_total(self.session.spec, message.total)
+            check_total(self.session.spec, message.digest, message.total)
             self._upload = await workers.write(BlobUpload, self._blobs, message)
         if await workers.write(self._upload.add, message):
             self._upload = None

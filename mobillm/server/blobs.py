@@ -19,14 +19,19 @@ __all__ = ["BlobReader", "BlobStore", "BlobUpload", "check_total"]
 HEADER = 1 << 16  # bytes of a safetensors header of a few dozen tensors, and more
 
 
-def check_total(spec: SessionSpec, total: int) -> None:
+def check_total(spec: SessionSpec, digest: bytes, total: int) -> None:
     """Check the length of a blob before any of it is stored: that of a tail's layer follows from the spec.
+
+    Args:
+        spec: the session.
+        digest: SHA-256 of the blob.
+        total: its length in bytes.
 
     Raises:
         ConfigError: it is longer than any blob of the session needs to be.
 
     """
-    if spec.tail is None:
+    if spec.tail is None or digest.hex() == spec.head:
         return
     width, inner = spec.model.hidden_size, spec.tail.intermediate_size
     values = 2 * width * (width + width // spec.tail.heads * spec.tail.kv_heads) + 3 * width * inner

@@ -99,15 +99,17 @@ def test_json(
         assert (report["steps"], report["output"]) == (5, str(tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["ladder", "tail"])
 def test_causal_lm(
-    model: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, model: str, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A language model is trained on prompts and completions and can generate afterwards."""
     path = tmp_path / "d.jsonl"
     path.write_text('{"q": "w5 w6", "a": "w7 w8"}\n{"q": "w9", "a": "w10 w11 w12"}\n')
     arguments = _arguments(model, str(path), server, tmp_path / "side")
     columns = ["--text-column", "q", "--pair-column", "a"]
-    assert main([*arguments, "--task", "causal-lm", *columns, "--batch-size", "1"]) == 0
+    options = ["--batch-size", "1", "--side-kind", kind, "--taps", "all" if kind == "ladder" else "1"]
+    assert main([*arguments, "--task", "causal-lm", *columns, *options]) == 0
     following = shlex.split(capsys.readouterr().out.splitlines()[-1])[1:]
     assert following[:2] == ["mobillm", "generate"]
     assert main([*following[1:-1], "w5 w6", "--max-new-tokens", "3"]) == 0

@@ -42,7 +42,7 @@ def test_only_what_is_missing() -> None:
 def test_each_is_announced() -> None:
     """Whoever waits learns which blob it is, in each iteration anew."""
     seen: list[int] = []
-    blobs = Announced(BLOBS, seen.append)
+    blobs = Announced([BLOBS[:1], (), BLOBS[1:]], seen.append)
     assert [list(blobs), list(blobs)] == [BLOBS, BLOBS]
     assert seen == [1, 2, 3, 4] * 2
 

@@ -16,7 +16,7 @@ def test_each_task_says_what_its_targets_are() -> None:
     assert "the model's name, 'tiny', and the options of training" in classes
     assert "What does not leave it: texts, token ids" in classes
     assert "target value" in disclosure(spec(task="regression", outputs=1), 100, 1000)
-    language = disclosure(spec(task="causal-lm", head="0" * 64), 100, 1000, 2_500_000)
+    language = disclosure(spec(task="causal-lm", head="0" * 64), 100, 1000, head=2_500_000)
     assert "NEXT TOKEN'S ID IN PLAIN" in language
     assert "texts, token ids" not in language
     assert "LM head (public weights, 2.5 MB)" in language

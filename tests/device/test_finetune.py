@@ -36,6 +36,7 @@ from tests.nn.tiny import tiny_model, tiny_tokenizer
 from tests.processes import TOKEN, server_process
 
 SIDE = SideSpec(width=16, heads=2, dropout=0.0)
+TAIL = SideSpec(kind="tail", rank=4, dropout=0.0)
 OPTIMIZER = OptimizerSpec(lr=1e-2)
 
 
@@ -121,8 +122,14 @@ def test_runs_are_bit_equal(server: str, backbone: Backbone, tmp_path: pathlib.P
     assert files[0] == files[1]
 
 
-def test_language_model(server: str, backbone: Backbone, tmp_path: pathlib.Path) -> None:
-    """The LM head goes up once; the side network lowers the loss and generates."""
+@pytest.mark.parametrize(
+    ("side", "architecture", "taps"), [(SIDE, "llama", "all"), (TAIL, "qwen2", [1])], ids=["ladder", "tail"]
+)
+def test_language_model(
+    server: str, tmp_path: pathlib.Path, side: SideSpec, architecture: str, taps: str | list[int]
+) -> None:
+    """The frozen weights go up once; what is trained lowers the loss and generates."""
+    backbone = Backbone.from_model(tiny_model(architecture), tiny_tokenizer(), name="tiny", taps=taps)
     sent = []
     for epochs in (1, 12):
         report = finetune(
@@ -131,7 +138,7 @@ def test_language_model(server: str, backbone: Backbone, tmp_path: pathlib.Path)
             server=server,
             token=TOKEN,
             task="causal-lm",
-            side=SIDE,
+            side=side,
             optimizer=OPTIMIZER,
             epochs=epochs,
             batch_size=4,
@@ -392,9 +399,6 @@ def test_killed_device_goes_on(server: str, backbone: Backbone, tmp_path: pathli
     assert not (tmp_path / "broken" / "session.json").exists()
     name = "side_model.safetensors"
     assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-TAIL = SideSpec(kind="tail", rank=4, dropout=0.0)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks transformers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from mobillm.errors import ModelError
 from mobillm.nn import compute, upper
 from mobillm.nn.backbone import Backbone
+from mobillm.nn.cross_entropy import IGNORED
+from mobillm.nn.heads import FrozenHead, export_lm_head
 from mobillm.nn.ragged import Ragged
 from mobillm.nn.saved import SideConfig, save_side
-from mobillm.nn.side import SideNetwork
+from mobillm.nn.side import SideCache, SideNetwork
 from mobillm.nn.tail import upper_weights
 from mobillm.nn.upper import FrozenLayers
 from mobillm.spec import ARCHITECTURES
-from tests.nn.tiny import SAMPLES, collect, tail_session, tiny_model, tiny_tokenizer
+from tests.nn.tiny import SAMPLES, VOCABULARY, collect, tail_session, tiny_model, tiny_tokenizer
 
 LENGTHS = torch.tensor([len(sample) for sample in SAMPLES])
 
@@ -69,6 +72,61 @@ def test_peft_computes_the_same_from_the_saved_adapter(architecture: str, tap: i
         ours = network(collect(backbone, SAMPLES), LENGTHS)
     assert theirs.abs().max() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def language(architecture: str, tap: int) -> tuple[Backbone, SideNetwork]:
+    """Return a tiny decoder with its LM head and one tap, and a disturbed network for causal-lm above it."""
+    model = tiny_model(architecture, lm_head=True)
+    backbone = Backbone.from_model(model, tiny_tokenizer(), name="tiny", taps=[tap])
+    data = export_lm_head(model)
+    head = FrozenHead.from_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    spec, _ = tail_session(backbone, task="causal-lm", outputs=head.vocabulary, head=digest)
+    assert spec.blobs == (digest, *spec.tail.layers, spec.tail.ending) if spec.tail else False
+    return backbone, disturbed(SideNetwork.from_spec(spec, head, upper_weights(backbone, tap)))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks transformers
+@pytest.mark.parametrize("tap", [0, 1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_peft_continues_texts_as_the_tail_does(architecture: str, tap: int, tmp_path: Path) -> None:
+    """[W-22] A saved adapter for causal-lm on the whole model gives each token's logits."""
+    backbone, network = language(architecture, tap)
+    save_side(tmp_path, network.state_bytes(), SideConfig(spec=network.spec, max_length=8))
+    taps = collect(backbone, SAMPLES)
+    model: Any = peft.PeftModel.from_pretrained(cast(Any, backbone.model), str(tmp_path)).eval()
+    with torch.no_grad():
+        theirs = torch.cat([model(input_ids=torch.tensor([sample])).logits[0] for sample in SAMPLES])
+        ours = network(taps, LENGTHS)
+    assert theirs.abs().max() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    targets = torch.tensor([(7 * n) % VOCABULARY if n % 3 else IGNORED for n in range(len(theirs))])
+    expected = torch.nn.functional.cross_entropy(theirs, targets, ignore_index=IGNORED)
+    torch.testing.assert_close(network.loss(taps, LENGTHS, targets), expected)
+    figures = network.evaluate(taps, LENGTHS, targets)
+    assert figures["count"] == (targets != IGNORED).sum()
+    assert figures["loss"] == pytest.approx(float(expected) * figures["count"], rel=1e-5)
+    nothing = network.train().loss(taps, LENGTHS, torch.full_like(targets, IGNORED))
+    nothing.backward()  # type: ignore[no-untyped-call]
+    assert float(nothing.detach()) == 0.0
+    assert all(not bool(p.grad.any()) for p in network.trained().values() if p.grad is not None)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tokens_one_by_one(architecture: str) -> None:
+    """With the keys and values of earlier tokens, new ones get the logits of the whole sample."""
+    backbone, network = language(architecture, 1)
+    taps = collect(backbone, SAMPLES[:1])
+    with torch.no_grad():
+        whole = network(taps, LENGTHS[:1])
+    pieces: list[Tensor] = []
+    caches: list[SideCache | None] = [None]
+    for start, end in ((0, 2), (2, 3), (3, 5)):
+        logits, cache = network.step([taps[0][start:end]], caches[-1])
+        pieces.append(logits)
+        caches.append(cache)
+    assert [cache[0][0].shape[2] for cache in caches if cache] == [2, 3, 5]  # a step adds to none of them
+    torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

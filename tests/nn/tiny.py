@@ -20,6 +20,7 @@ __all__ = [
     "DECODERS",
     "ENCODERS",
     "SAMPLES",
+    "VOCABULARY",
     "collect",
     "language_session",
     "session",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -91,9 +92,13 @@ def test_length_of_a_layer(architecture: str) -> None:
     backbone = Backbone.from_model(tiny_model(architecture), name="tiny", taps=[1])
     spec, blobs = tail_session(backbone)
     for blob in blobs.values():
-        check_total(spec, len(blob))
+        check_total(spec, DIGEST, len(blob))
     most = 4 * 16 * (16 + 8 * (2 if architecture == "opt" else 1)) + 6 * 16 * 24 + 32 * (16 + 24) + 65536
-    check_total(spec, most)
+    check_total(spec, DIGEST, most)
     with pytest.raises(ConfigError, match=rf"BLOB\.total is {most + 1}; expected at most {most}"):
-        check_total(spec, most + 1)
-    check_total(make_spec(), 1 << 40)
+        check_total(spec, DIGEST, most + 1)
+    check_total(make_spec(), DIGEST, 1 << 40)
+    language = dataclasses.replace(spec, task="causal-lm", head=DIGEST.hex())
+    check_total(language, DIGEST, 1 << 40)
+    with pytest.raises(ConfigError, match=r"BLOB\.total"):
+        check_total(language, DIGEST[::-1], most + 1)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pathlib
 import sys
 import time
@@ -25,13 +26,15 @@ from typing import Any
 import peft
 import torch
 import transformers
+from torch.nn.functional import cross_entropy
 
-from benchmarks.glue import GLUE
+from benchmarks.tasks import TASKS
 from mobillm.device.batches import make_batches
 from mobillm.device.dataset import Example
 from mobillm.device.pipeline import TokenBatch
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.compute import compute_type
+from mobillm.nn.cross_entropy import IGNORED
 from mobillm.nn.ending import common_ending
 from mobillm.nn.evaluation import binary_scores
 from mobillm.nn.gguf import dequantized_directory
@@ -55,16 +58,21 @@ class Trainee:
     Args:
         method: one of :data:`METHODS`.
         seed: of what is initialised.
+        language: whether it continues texts instead of classifying them.
 
     """
 
-    def __init__(self, method: str, seed: int) -> None:
+    def __init__(self, method: str, seed: int, language: bool = False) -> None:
         torch.manual_seed(seed)
         directory = dequantized_directory(pathlib.Path(resolve_model("smollm2")))
         kind: Any = transformers.AutoModelForSequenceClassification
+        settings: dict[str, Any] = {"num_labels": 2}
+        if language:
+            kind, settings = transformers.AutoModelForCausalLM, {}
+        self.language = language
         self.dtype = compute_type("auto", torch.bfloat16)
         with quiet_loading():
-            self.model = kind.from_pretrained(directory, dtype=self.dtype, num_labels=2)
+            self.model = kind.from_pretrained(directory, dtype=self.dtype, **settings)
             tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         self.pad = self.model.config.pad_token_id = int(tokenizer.pad_token_id)
         self.backbone = Backbone.from_model(self.model.model, tokenizer, name="smollm2")
@@ -82,7 +90,7 @@ class Trainee:
             lora_alpha=2 * RANK,
             lora_dropout=0.05,
             target_modules=["q_proj", "v_proj"],
-            task_type=peft.TaskType.SEQ_CLS,
+            task_type=peft.TaskType.CAUSAL_LM if self.language else peft.TaskType.SEQ_CLS,
         )
         self.model = peft.get_peft_model(self.model, config)
 
@@ -101,7 +109,7 @@ class Trainee:
         self.model.score.requires_grad_(True)
 
     def logits(self, batch: TokenBatch) -> torch.Tensor:
-        """Run the model forward; fp32 [samples, classes]."""
+        """Run the model forward; fp32 [samples, classes], or [tokens, vocabulary] of all samples in turn."""
         longest = max(map(len, batch.input_ids))
         ids = torch.full((len(batch.input_ids), longest), self.pad)
         mask = torch.zeros_like(ids)
@@ -110,17 +118,28 @@ class Trainee:
             mask[row, : len(sample)] = 1
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             found: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return found.float()
+        return (found[mask.bool()] if self.language else found).float()
 
     @torch.no_grad()
     def score(self, batches: Sequence[TokenBatch], metric: str) -> float:
-        """Return the metric, in %, over batches."""
+        """Return the metric over batches, in % but for perplexity."""
         self.model.eval()
+        if metric == "perplexity":
+            sums = [
+                cross_entropy(self.logits(batch), targets_of(batch), reduction="sum") for batch in batches
+            ]
+            count = sum(int((targets_of(batch) != IGNORED).sum()) for batch in batches)
+            return math.exp(float(sum(sums)) / count)
         found = torch.cat([self.logits(batch).argmax(1) for batch in batches])
-        classes = torch.tensor([int(target) for batch in batches for target in batch.targets])
+        classes = torch.cat([targets_of(batch) for batch in batches])
         if metric == "accuracy":
             return 100 * float((found == classes).double().mean())
         return 100 * binary_scores(found, classes)[metric]
+
+
+def targets_of(batch: TokenBatch) -> torch.Tensor:
+    """Return a batch's classes [samples], or next tokens [tokens]; those that do not count are IGNORED."""
+    return torch.tensor([int(target) for target in batch.targets])
 
 
 def train(
@@ -138,32 +157,33 @@ def train(
         for number, batch in enumerate(batches, 1):
             begun = time.process_time()
             trainee.model.train()
-            targets = torch.tensor([int(target) for target in batch.targets])
-            torch.nn.functional.cross_entropy(trainee.logits(batch), targets).backward()  # type: ignore[no-untyped-call]
+            cross_entropy(trainee.logits(batch), targets_of(batch)).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trainee.trained, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            samples += len(targets)
+            samples += len(batch.input_ids)
             seconds += time.process_time() - begun
             yield samples, seconds, number in (len(batches) // 2, len(batches))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train once and return what is printed."""
-    task = GLUE[args.task]
+    task = TASKS[args.task]
     dataset = task.load(args.data, "train")
     judged = task.load(args.data, "dev")
     if args.search:
         dataset, judged = dataset.split(HELD_OUT, 0)
-    trainee = Trainee(args.method, args.seed)
-    ending = common_ending(example.pair or example.text for example in dataset.examples)
+    language = task.kind == "causal-lm"
+    trainee = Trainee(args.method, args.seed, language)
+    texts = (example.pair or example.text for example in dataset.examples)
+    ending = "" if language else common_ending(texts)
 
     def batches(examples: Sequence[Example], seed: int) -> list[TokenBatch]:
         return make_batches(
             trainee.backbone,
             examples,
-            task="classification",
+            task=task.kind,
             batch_size=BATCH,
             max_length=MAX_LENGTH,
             seed=seed,
@@ -187,14 +207,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train once and print a line of JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks.baselines", description=__doc__)
     parser.add_argument("method", choices=METHODS)
-    parser.add_argument("task", choices=GLUE)
-    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="of GLUE")
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="of all tasks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--steps", type=int, default=0, metavar="N")
     args = parser.parse_args(argv)
+    if args.method == "head" and TASKS[args.task].kind == "causal-lm":
+        parser.error("head trains a classifier; choose another method")
     torch.set_num_threads(1)
     print(json.dumps(run(args)), flush=True)
     return 0

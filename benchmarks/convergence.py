@@ -1,6 +1,7 @@
 """How soon and how well does each method learn, on the same data, model and core?
 
-``python -m benchmarks.convergence --task sst2 --data GLUE --json F``. SmolLM2-135M, three seeds. Each
+``python -m benchmarks.convergence --task sst2 --data GLUE --json F``; for ``e2e`` and ``wikitext`` the folder
+that holds ``e2e_nlg`` and ``wikitext-2``. SmolLM2-135M, three seeds. Each
 training run is a point: a process of its own and a file in ``--points``; what is there is not run again. A
 learning rate is the best of three on a fifth of the training samples, held out, with seed 0. Accuracy needs
 no quiet machine. Time does: ``--time`` measures what a sample costs each method on one core, all in turn,
@@ -8,7 +9,8 @@ for :data:`TIMED_STEPS` steps of one epoch, and what a whole run of ours costs t
 the wall; it is to be run where nothing else runs.
 
 Keys, for each method and budget of epochs: ``accuracy.<method>.e<epochs>`` (mean over the seeds on dev, in
-%; for CoLA Matthews' correlation) with ``.seeds``, and ``accuracy.<method>``, the best budget's;
+%; for CoLA Matthews' correlation) with ``.seeds``, and ``accuracy.<method>``, the best budget's; for texts
+that are continued, one epoch of them, ``perplexity.<method>`` and ``ratio.<method>_over_lora`` of it instead;
 ``device_seconds.<method>`` of that budget; ``device_seconds_to.<method>`` and ``seconds_to.<method>``,
 until the mean reaches LoRA's best minus 0.5 (null where it never does); ``device_speedup_vs_lora`` and
 ``speedup_vs_lora`` of each of ours; ``bytes_per_sample.<method>``. Seconds need a run with ``--time``
@@ -30,8 +32,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from benchmarks.convergence_plots import draw
-from benchmarks.glue import GLUE
 from benchmarks.harness import machine, write_json
+from benchmarks.tasks import TASKS
 
 SEEDS = 3
 CLOSE = 0.5  # points below LoRA's best that count as reaching it
@@ -64,8 +66,8 @@ class Study:
     """Points of one task, run once each.
 
     Args:
-        task: of :data:`benchmarks.glue.GLUE`.
-        data: folder of GLUE.
+        task: of :data:`benchmarks.tasks.TASKS`.
+        data: folder of the task's files.
         points: folder of the results.
         console: where progress goes.
 
@@ -102,6 +104,7 @@ class Study:
 
     def rate(self, method: str) -> float:
         """Return the learning rate with the best score on held-out training samples."""
+        best = min if TASKS[self.task].lower else max
         scores = {
             lr: self.point(
                 f"{method}-search-{lr:g}",
@@ -110,7 +113,7 @@ class Study:
             )["curve"][-1][2]
             for lr in PLANS[method].rates
         }
-        return max(scores, key=lambda lr: scores[lr])
+        return best(scores, key=lambda lr: scores[lr])
 
     def runs(self, method: str, epochs: int, seeds: Iterable[int]) -> list[dict[str, Any]]:
         """Return the points of a budget, one for each seed."""
@@ -124,6 +127,10 @@ class Study:
             found.append(self.point(f"{method}-e{epochs}-s{seed}", module, arguments))
         return found
 
+    def budgets(self, method: str) -> tuple[int, ...]:
+        """Return the numbers of epochs of a method; texts to continue are seen once."""
+        return (1,) if TASKS[self.task].lower else PLANS[method].budgets
+
     def measure(self, methods: Iterable[str]) -> None:
         """Measure the time of each method anew."""
         for method in methods:
@@ -132,7 +139,7 @@ class Study:
                 arguments = [method, self.task, "--lr", "1e-4", "--steps", str(TIMED_STEPS)]
                 self.point(f"{method}-time", "baselines", arguments)
                 continue
-            for epochs in PLANS[method].budgets:
+            for epochs in self.budgets(method):
                 self._path(f"{method}-time-e{epochs}").unlink(missing_ok=True)
                 self.point(f"{method}-time-e{epochs}", "tuned", [method, self.task, "--epochs", str(epochs)])
 
@@ -144,7 +151,7 @@ class Study:
             if method not in OURS and path.exists():
                 found[method] = {"device": json.loads(path.read_text())["seconds_per_sample"]}
         for method in OURS:
-            for epochs in PLANS[method].budgets:
+            for epochs in self.budgets(method):
                 path = self._path(f"{method}-time-e{epochs}")
                 if not path.exists():
                     continue
@@ -199,17 +206,32 @@ def speeds(budgets: dict[str, dict[int, Any]], times: dict[str, dict[str, float]
 
 
 def summary(
-    budgets: dict[str, dict[int, Any]], times: dict[str, dict[str, float]], samples: int
+    budgets: dict[str, dict[int, Any]],
+    times: dict[str, dict[str, float]],
+    samples: int,
+    *,
+    perplexity: bool = False,
 ) -> dict[str, Any]:
-    """Return the keys."""
+    """Return the keys.
+
+    Args:
+        budgets: points of each method and number of epochs.
+        times: as :func:`speeds` takes them.
+        samples: of the training set.
+        perplexity: whether that is the score, so that less is better and no method's time to LoRA's is known.
+
+    """
     figures: dict[str, Any] = {}
+    name, best = ("perplexity", min) if perplexity else ("accuracy", max)
     for method, found in budgets.items():
         scores = {epochs: [run["curve"][-1][2] for run in runs] for epochs, runs in found.items()}
         for epochs, values in scores.items():
-            figures[f"accuracy.{method}.e{epochs}"] = round(statistics.mean(values), 3)
-            figures[f"accuracy.{method}.e{epochs}.seeds"] = values
-        chosen = max(scores, key=lambda epochs: statistics.mean(scores[epochs]))
-        figures[f"accuracy.{method}"] = figures[f"accuracy.{method}.e{chosen}"]
+            figures[f"{name}.{method}.e{epochs}"] = round(statistics.mean(values), 3)
+            figures[f"{name}.{method}.e{epochs}.seeds"] = values
+        chosen = best(scores, key=lambda epochs: statistics.mean(scores[epochs]))
+        figures[f"{name}.{method}"] = figures[f"{name}.{method}.e{chosen}"]
+        if perplexity and method in OURS and "lora" in budgets:
+            figures[f"ratio.{method}_over_lora"] = figures[f"{name}.{method}"] / figures[f"{name}.lora"]
         if "bytes" in found[chosen][0]:
             figures[f"bytes_per_sample.{method}"] = round(found[chosen][0]["bytes"] / samples)
         if method in times:
@@ -218,7 +240,7 @@ def summary(
     for name, twin in SAME_AS.items():
         if name in times and twin in times:
             figures[f"seconds_per_sample.{name}"] = times[name]["device"]
-    if times and "lora" in budgets:
+    if times and "lora" in budgets and not perplexity:
         figures |= speeds(budgets, times)
     return figures
 
@@ -226,8 +248,8 @@ def summary(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and write the keys."""
     parser = argparse.ArgumentParser(prog="benchmarks.convergence", description=__doc__)
-    parser.add_argument("--task", choices=GLUE, required=True)
-    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="folder of GLUE")
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="of the task's files")
     parser.add_argument("--methods", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--epochs", type=int, nargs="+", metavar="N", help="budgets to run (default: all)")
     parser.add_argument("--seeds", type=int, default=SEEDS)
@@ -238,27 +260,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.picture is not None and not set(args.methods) & set(OURS):
         parser.error(f"--picture needs one of {', '.join(OURS)} among --methods: they count the tokens")
+    study = Study(args.task, args.data, args.points, Console(stderr=True))
     chosen = {
-        method: [n for n in PLANS[method].budgets if args.epochs is None or n in args.epochs]
+        method: [n for n in study.budgets(method) if args.epochs is None or n in args.epochs]
         for method in args.methods
     }
     for method, budgets_of in chosen.items():
         if not budgets_of:
             parser.error(
-                f"--epochs {args.epochs} leaves nothing of {method}, which has {PLANS[method].budgets}"
+                f"--epochs {args.epochs} leaves nothing of {method}, which has {study.budgets(method)}"
             )
-    study = Study(args.task, args.data, args.points, Console(stderr=True))
     if args.time:
         study.measure([*args.methods, *(name for name, twin in SAME_AS.items() if twin in args.methods)])
     times = study.times()
-    samples = len(GLUE[args.task].load(args.data, "train").examples)
+    task = TASKS[args.task]
+    samples = len(task.load(args.data, "train").examples)
     budgets: dict[str, dict[int, Any]] = {}
     figures: dict[str, Any] = {}
     for method, budgets_of in chosen.items():
         for epochs in budgets_of:
             budgets.setdefault(method, {})[epochs] = study.runs(method, epochs, range(args.seeds))
             figures = {"task": args.task, "seeds": args.seeds, "samples": samples}
-            figures |= summary(budgets, times, samples)
+            figures |= summary(budgets, times, samples, perplexity=task.lower)
             write_json(args.json, figures)
     if args.picture is not None:
         draw(

@@ -21,6 +21,8 @@ class Task:
         header: whether the first line names the columns.
         limit: training samples that are used, the first ones; None uses all.
         metric: what dev is judged by, of :func:`mobillm.nn.evaluation.evaluate`.
+        kind: task of a session.
+        lower: whether less of the metric is better.
 
     """
 
@@ -32,12 +34,14 @@ class Task:
     header: bool = True
     limit: int | None = None
     metric: str = "accuracy"
+    kind: str = "classification"
+    lower: bool = False
 
     def load(self, data: pathlib.Path, part: str) -> Dataset:
         """Read a part, ``train`` or ``dev``, from the folder of all tasks."""
         return load_examples(
             data / self.folder / f"{part}.tsv",
-            task="classification",
+            task=self.kind,
             text_column=self.text,
             pair_column=self.pair,
             label_column=self.label,

@@ -22,9 +22,9 @@ import torch
 
 import mobillm
 from benchmarks.baselines import MAX_LENGTH
-from benchmarks.glue import GLUE
 from benchmarks.harness import interruptible
 from benchmarks.rig import DEVICE_CORE, server
+from benchmarks.tasks import TASKS
 from mobillm.defaults import DEFAULTS, defaults_of
 from mobillm.device.batches import make_batches
 from mobillm.device.dataset import Example
@@ -52,12 +52,15 @@ METHODS = {
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train once and return what is printed."""
-    task = GLUE[args.task]
+    task = TASKS[args.task]
     dataset, dev = task.load(args.data, "train"), task.load(args.data, "dev")
     method = METHODS[args.method]
     examples: Sequence[Example] = dataset.examples
     backbone = mobillm.Backbone.from_pretrained(
-        "smollm2", dtype=method.dtype, taps=defaults_of(method.side).taps
+        "smollm2",
+        dtype=method.dtype,
+        taps=defaults_of(method.side).taps,
+        lm_head=task.kind == "causal-lm",
     )
     with server() as access, tempfile.TemporaryDirectory() as folder:
         begun = time.process_time()
@@ -66,6 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             examples,
             server=str(access.address),
             token=access.token,
+            task=task.kind,
             labels=task.labels,
             side=SideSpec(kind=method.side),
             epochs=args.epochs,
@@ -78,14 +82,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     batches = make_batches(
         backbone,
         dev.examples,
-        task="classification",
+        task=task.kind,
         batch_size=DEFAULTS.batch_size,
         max_length=MAX_LENGTH,
         seed=0,
         ending=tuned.config.ending,
     )
     figures = evaluate(tuned, ((batch.input_ids, batch.targets) for batch in batches))
-    score = round(100 * figures[task.metric], 3)
+    # All but perplexity is in %.
+    score = round(figures[task.metric] * (1 if task.lower else 100), 3)
     return {
         "curve": [[len(examples) * args.epochs, round(used, 2), score]],
         "seconds": round(report.seconds, 2),
@@ -98,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train once and print a line of JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks.tuned", description=__doc__)
     parser.add_argument("method", choices=METHODS)
-    parser.add_argument("task", choices=GLUE)
-    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="of GLUE")
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="of all tasks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=1)
     args = parser.parse_args(argv)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from benchmarks import baselines, convergence, convergence_plots
 from mobillm.device.pipeline import TokenBatch
+from mobillm.nn.cross_entropy import IGNORED
 
 
 def points(*scores: list[float], **more: Any) -> list[dict[str, Any]]:
@@ -54,6 +55,28 @@ def test_a_method_that_never_gets_there_has_no_time() -> None:
     assert figures["seconds_to.lora"] == 50.0
     assert figures["seconds_to.mobillm"] is None
     assert figures["speedup_vs_lora.mobillm"] is None
+
+
+def test_less_perplexity_is_better(tmp_path: Path) -> None:
+    """Texts to continue are seen once; the rate and the budget with the lowest perplexity win."""
+    budgets = {"lora": {1: points([20.0], [22.0])}, "mobillm_tail": {1: points([21.5], [20.6], bytes=900)}}
+    figures = convergence.summary(budgets, {"lora": {"device": 1.0}}, 10, perplexity=True)
+    assert figures == {
+        "perplexity.lora.e1": 21.0,
+        "perplexity.lora.e1.seeds": [20.0, 22.0],
+        "perplexity.lora": 21.0,
+        "device_seconds.lora": 10.0,
+        "perplexity.mobillm_tail.e1": 21.05,
+        "perplexity.mobillm_tail.e1.seeds": [21.5, 20.6],
+        "perplexity.mobillm_tail": 21.05,
+        "ratio.mobillm_tail_over_lora": pytest.approx(1.00238, abs=1e-5),
+        "bytes_per_sample.mobillm_tail": 90,
+    }
+    study = convergence.Study("e2e", tmp_path, tmp_path, Console(file=sys.stderr))
+    assert study.budgets("lora") == (1,)
+    for rate, score in (("0.0002", 9.0), ("0.0005", 7.0), ("0.001", 8.0)):
+        (tmp_path / f"e2e-lora-search-{rate}.json").write_text(json.dumps({"curve": [[1, 1, score]]}))
+    assert study.rate("lora") == 5e-4
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
@@ -127,8 +150,13 @@ def test_a_point_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 # PEFT 0.21 knows only the old names of what transformers 5.23 calls activation checkpointing.
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
-@pytest.mark.parametrize("method", baselines.METHODS)
-def test_what_a_method_trains(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "language"),
+    [*((method, False) for method in baselines.METHODS), ("full", True), ("lora", True)],
+)
+def test_what_a_method_trains(
+    method: str, language: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A method's weights are fp32 and change; the others are bf16 and stay."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -148,19 +176,25 @@ def test_what_a_method_trains(method: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(baselines, "resolve_model", str)
     monkeypatch.setattr(baselines, "dequantized_directory", lambda path: tmp_path)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda path: Tokenizer())
-    trainee = baselines.Trainee(method, 0)
+    trainee = baselines.Trainee(method, 0, language)
     before = {name: value.clone() for name, value in trainee.model.named_parameters()}
-    batch = TokenBatch([[1, 2, 3], [4, 5]], [0, 1])
+    targets: list[float] = [2, 3, IGNORED, 5, IGNORED] if language else [0, 1]
+    batch = TokenBatch([[1, 2, 3], [4, 5]], targets)
+    if language:
+        wanted, logits = [2, 3, 5], trainee.logits(batch).detach()[[0, 1, 3]]
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(wanted)).exp()
+        assert trainee.score([batch, batch], "perplexity") == pytest.approx(float(expected), rel=1e-2)
     places = list(baselines.train(trainee, [[batch] * 4], 0.1))
     assert [(samples, half) for samples, _, half in places] == [(2, False), (4, True), (6, False), (8, True)]
     changed = {name for name, value in trainee.model.named_parameters() if not value.equal(before[name])}
     assert all(before[name].dtype is torch.float32 for name in changed)
     choices: dict[str, Callable[[str], bool]] = {
-        "full": lambda name: "score" in name or "model." in name,
+        "full": lambda name: True,
         "lora": lambda name: "lora_" in name or "score.modules_to_save" in name,
         "lora_checkpointing": lambda name: "lora_" in name or "score.modules_to_save" in name,
         "bitfit": lambda name: "norm" in name or "score" in name,
         "head": lambda name: "score" in name,
     }
     assert changed == {name for name in before if choices[method](name)}
-    assert trainee.score([batch], "accuracy") in (0.0, 50.0, 100.0)
+    if not language:
+        assert trainee.score([batch], "accuracy") in (0.0, 50.0, 100.0)

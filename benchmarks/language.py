@@ -58,4 +58,4 @@ def _wikitext(data: pathlib.Path, part: str) -> Iterator[Example]:
             yield Example(text)
 
 
-LANGUAGE = {"e2e": Language(_e2e, 600), "wikitext": Language(_wikitext, 300)}
+LANGUAGE = {"e2e": Language(_e2e, 600), "wikitext": Language(_wikitext, 500)}

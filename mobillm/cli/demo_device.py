@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..device.arena import share_arena
 from ..device.batches import make_batches
 from ..device.client import connect
 from ..device.dataset import Example
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--trace", type=pathlib.Path)
     args = parser.parse_args(argv)
+    share_arena()  # before torch starts threads
     torch.set_num_threads(1)
     work = _classify if args.task == "classification" else _continue
     try:

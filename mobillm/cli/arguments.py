@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import ConfigError
+from ..nn.bits import BITS
 from ..options import Limits
 from ..transport import Address
 from .failure import USAGE
@@ -112,7 +113,7 @@ def add_model(parser: Parser) -> None:
     group.add_argument(
         "--dtype",
         default="bfloat16",
-        choices=("auto", "bfloat16", "float16", "float32", "int8", "int4"),
+        choices=("auto", "bfloat16", "float16", "float32", *BITS),
         help="in which the weights are held (default: %(default)s); the same in training and in use. int8 "
         "and int4 quantize linear layers: int8 is the fastest on a CPU, int4 the smallest, both less exact",
     )

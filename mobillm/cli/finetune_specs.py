@@ -8,6 +8,7 @@ import dataclasses
 from ..defaults import defaults_of
 from ..errors import ConfigError
 from ..formats import Format
+from ..nn.bits import BITS
 from ..spec import CodecSpec, OptimizerSpec, SideSpec, check_tokens
 
 __all__ = ["MAX_BITS", "MIN_BITS", "codec", "settle_kind", "specs"]
@@ -64,7 +65,7 @@ def settle_kind(args: argparse.Namespace) -> None:
     if not tail:
         return
     # Of the layers above the tap none has to be in memory, then. Of quantized ones none is.
-    args.stream_weights |= args.dtype not in ("int8", "int4")
+    args.stream_weights |= args.dtype not in BITS
 
 
 def codec(args: argparse.Namespace) -> CodecSpec:

@@ -14,6 +14,7 @@ from ..device.arena import share_arena
 from ..device.pending import PENDING_FILE
 from ..errors import ConfigError, ModelError
 from ..nn.adapter import ADAPTER_WEIGHTS
+from ..nn.bits import BITS
 from ..nn.saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config
 from .console import say
 
@@ -62,7 +63,7 @@ def load_backbone(args: argparse.Namespace, *, taps: str, lm_head: bool) -> Back
         ModelError: the model cannot be found, reached or used.
 
     """
-    if args.stream_weights and args.dtype in ("int8", "int4"):
+    if args.stream_weights and args.dtype in BITS:
         raise ConfigError("dtype", args.dtype, "bfloat16, float16 or float32 with --stream-weights")
     share_arena()  # before torch starts threads
     with loading(f"the model {args.model}"):
@@ -99,7 +100,6 @@ def open_backbone(args: argparse.Namespace, *, taps: str) -> Backbone:
     from ..nn.compute import make_expansion
     from ..nn.loading import model_source
     from ..nn.models import local_directory
-    from ..nn.quantized import BITS
     from ..nn.quantized_loading import load_quantized
     from ..nn.workspace import Workspace
 
@@ -111,11 +111,19 @@ def open_backbone(args: argparse.Namespace, *, taps: str) -> Backbone:
     workspace, bits = Workspace(), BITS[args.dtype]
     with loading(f"the model {args.model}"):
         directory = local_directory(source, local_files_only=False)
-        model, tokenizer, _, loaded = load_quantized(
+        model, tokenizer, stored, loaded = load_quantized(
             directory, bits, lm_head=False, workspace=workspace, depth=lambda layers: min(OPENED, layers)
         )
-    expansion = make_expansion(model, args.compute_dtype, workspace)
-    return Backbone(model, tokenizer, name=name, taps=taps, expansion=expansion, bits=bits, loaded=loaded)
+    return Backbone(
+        model,
+        tokenizer,
+        name=name,
+        taps=taps,
+        expansion=make_expansion(model, args.compute_dtype, workspace),
+        bits=bits,
+        stored=stored,
+        loaded=loaded,
+    )
 
 
 def load_config(directory: Path) -> SideConfig:

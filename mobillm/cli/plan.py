@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..defaults import DEFAULTS
+from ..defaults import DEFAULTS, TAIL_DEFAULTS, defaults_of
 from ..device.plan import Demand, Job, ModelFigures, choose, predict
 from ..errors import ConfigError
 from ..formats import BLOCKS, Format
+from ..nn.bits import BITS
 from ..nn.tokens import MAX_LENGTH
-from ..spec import CodecSpec
+from ..spec import KINDS, CodecSpec, SideSpec
 from .arguments import Subparsers, add_command, add_model, at_least, between
 from .console import print_json, say
 from .failure import DONE
@@ -35,6 +36,7 @@ _ROUNDS = 3  # of the measurement; the fastest counts
 _EXAMPLES = """\
   mobillm plan --model smollm2 --samples 3000 --length 25
   mobillm plan --model ./model --batch-size 16 --length 256 --memory-limit 1.5GiB --link 20mbit
+  mobillm plan --model smollm2 --side-kind tail --length 25 --link 20mbit
 """
 
 
@@ -62,12 +64,19 @@ def add(subparsers: Subparsers) -> None:
     group.add_argument(
         "--batch-size",
         type=at_least(1),
-        default=DEFAULTS.batch_size,
         metavar="N",
-        help="default: %(default)s",
+        help=f"default: {DEFAULTS.batch_size}; {TAIL_DEFAULTS.batch_size} for --side-kind tail",
     )
     group.add_argument(
-        "--taps", default=DEFAULTS.taps, metavar="T", help="as for finetune (default: %(default)s)"
+        "--taps",
+        metavar="T",
+        help=f"as for finetune (default: {DEFAULTS.taps}; {TAIL_DEFAULTS.taps} for --side-kind tail)",
+    )
+    group.add_argument(
+        "--side-kind",
+        choices=KINDS,
+        default=SideSpec().kind,
+        help="as for finetune; for tail the server gets the layers above the tap (default: %(default)s)",
     )
     formats = [fmt.name.lower() for fmt in Format if fmt is not Format.I32]
     group.add_argument("--format", default=CodecSpec().format, choices=formats, help="default: %(default)s")
@@ -136,6 +145,9 @@ def fit_memory(args: argparse.Namespace, codec: CodecSpec) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, choose and print."""
+    defaults, tail = defaults_of(args.side_kind), args.side_kind == "tail"
+    args.taps, args.batch_size = args.taps or defaults.taps, args.batch_size or defaults.batch_size
+    args.stream_weights |= tail and args.dtype not in BITS
     with loading("torch"):
         backbone = open_backbone(args, taps=args.taps)
     if backbone.positions is not None and args.length > backbone.positions:
@@ -153,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
         format=args.format,
         block=args.block,
         streamed=args.stream_weights,
+        tail=tail,
     )
     job, demand, reasons = choose(
         model, job, memory_limit=args.memory_limit, link=args.link, span=backbone.span
@@ -167,8 +180,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _figures(backbone: Backbone) -> ModelFigures:
     """Measure the process and count the model's weights; no layer was read or timed yet."""
-    from ..nn.quantized import BITS
-
     weights = backbone.weight_bytes()
     quantized = backbone.bits is not None
     itemsize = backbone.compute_dtype.itemsize
@@ -189,6 +200,7 @@ def _figures(backbone: Backbone) -> ModelFigures:
         layer_seconds=0.0,
         workspace_bytes=weights.module * itemsize if expands else 0,
         streamable=not quantized,
+        sent_bytes=2 * max(map(backbone.layer_values, range(backbone.layers))),
     )
 
 
@@ -227,13 +239,19 @@ def _text(args: argparse.Namespace, model: ModelFigures, job: Job, demand: Deman
         f"{demand.weights_bytes / 2**20:,.0f} weights, {demand.work_bytes / 2**20:,.0f} hidden states, "
         f"{demand.packed_bytes / 2**20:,.0f} packed",
         f"traffic  {demand.traffic_bytes / 1e6:,.1f} MB, {demand.token_bytes:,} bytes a token",
-        f"time     {demand.seconds:,.1f} s for {job.samples} samples: computing "
+        f"time     {demand.seconds:,.1f} s of this device for {job.samples} samples: computing "
         f"{demand.compute_seconds:,.1f} s{link}",
     ]
+    if job.tail:
+        wait = f", in {demand.upload_seconds:,.1f} s" if demand.upload_seconds else ""
+        lines.append(
+            f"layers   {demand.upload_bytes / 1e6:,.1f} MB of them to a server that lacks them, once{wait}"
+        )
     lines += [f"change   {reason}" for reason in reasons]
     command = ["mobillm", "finetune", "--model", args.model, "--batch-size", str(job.batch)]
+    command += ["--side-kind", args.side_kind] if args.side_kind != SideSpec().kind else []
     command += ["--taps", args.taps, "--format", job.format]
-    command += ["--stream-weights"] if job.streamed else []
+    command += ["--stream-weights"] if job.streamed and not job.tail else []
     for name, default in (("dtype", "bfloat16"), ("compute_dtype", "auto")):
         if getattr(args, name) != default:
             command += [f"--{name.replace('_', '-')}", getattr(args, name)]

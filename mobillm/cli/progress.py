@@ -30,6 +30,8 @@ _LINE_INTERVAL = 10.0  # seconds between lines where there is no terminal
 
 def describe(figures: Figures) -> str:
     """Return the figures of a run as text for a person."""
+    if figures.stage == "upload":
+        return f"blob {figures.step}/{figures.total_steps}, unless the server has it"
     loss = "-" if figures.loss is None else f"{figures.loss:.4f}"
     return (
         f"loss {loss}  step {figures.step}/{figures.total_steps}  epoch {figures.epoch}/{figures.epochs}  "

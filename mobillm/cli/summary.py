@@ -74,16 +74,20 @@ def _cost(report: Report, *, nice: bool) -> str:
     how = ", on one thread at a low priority" if nice else ""
     return (
         f"a sample cost this device {1e3 * report.device_busy / report.samples:.1f} ms of computing "
-        f"and {report.bytes_sent / report.samples / 1e3:.1f} kB of sending, in all "
+        f"and {(report.bytes_sent - report.blob_bytes) / report.samples / 1e3:.1f} kB of sending, in all "
         f"{report.device_busy:.1f} s of computing{how}{rested}"
     )
 
 
 def _saved(report: Report) -> str:
-    """Compare with fp16; a language model's head, sent once, can outweigh the activations of a short run."""
-    if report.bytes_sent >= report.bytes_fp16:
-        return f" (activations alone in fp16: {report.bytes_fp16 / 1e6:.1f} MB)"
-    return f", {report.bytes_fp16 / report.bytes_sent:.1f} times less than in fp16"
+    """Compare what was sent of the samples with fp16; frozen weights are sent to a server once."""
+    blobs = (
+        f", {report.blob_bytes / 1e6:.1f} MB of it frozen weights, once; the rest"
+        if report.blob_bytes
+        else ","
+    )
+    samples = report.bytes_sent - report.blob_bytes
+    return f"{blobs} {report.bytes_fp16 / samples:.1f} times less than in fp16"
 
 
 def _next_command(args: argparse.Namespace) -> str:

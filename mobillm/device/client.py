@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -60,13 +60,21 @@ class Client:
     ) -> None:
         await self.close()
 
-    async def open(self, spec: SessionSpec, *, blobs: Iterable[bytes] = ()) -> Session:
+    async def open(
+        self,
+        spec: SessionSpec,
+        *,
+        blobs: Iterable[bytes] = (),
+        opened: Callable[[bytes], None] | None = None,
+    ) -> Session:
         """Start a session.
 
         Args:
             spec: what to train.
             blobs: content that the spec names by its SHA-256; sent only if the server lacks it. Taken one
                 by one, each when the one before was sent.
+            opened: called with the session's 16 bytes once the server has it, before any blob is sent: with
+                them :meth:`attach` goes on if that is broken off.
 
         Raises:
             RemoteError: the server refused the spec.
@@ -79,7 +87,7 @@ class Client:
         compression = spec.codec.compression
         if compression != "none" and CAPABILITY not in self.connection.endpoint.caps:
             raise ConfigError("codec.compression", compression, "none: this server takes nothing compressed")
-        return await self._open(spec, Open(stream=self._free_stream(), spec=spec.to_map()), blobs)
+        return await self._open(spec, Open(stream=self._free_stream(), spec=spec.to_map()), blobs, opened)
 
     async def attach(
         self,
@@ -116,7 +124,13 @@ class Client:
                 return number
         raise ConfigError("sessions", limit, "fewer sessions at once on one connection; detach from one")
 
-    async def _open(self, spec: SessionSpec, message: Open, blobs: Iterable[bytes]) -> Session:
+    async def _open(
+        self,
+        spec: SessionSpec,
+        message: Open,
+        blobs: Iterable[bytes],
+        opened: Callable[[bytes], None] | None = None,
+    ) -> Session:
         answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         stream = message.stream
         bound = self.connection.timeouts.request
@@ -128,6 +142,8 @@ class Client:
                     session, missing = await answer
             except TimeoutError:
                 raise TimeoutError(f"the server did not answer OPEN within {bound:g} s") from None
+            if opened is not None:
+                opened(session.id)
             await session.upload(missing, blobs)
         except BaseException:
             self._abandon(stream, answer)

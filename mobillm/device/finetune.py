@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ..defaults import defaults_of
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, ErrorCode, RemoteError
 from ..nn.ending import common_ending
 from ..nn.heads import FrozenHead, export_lm_head
 from ..nn.sidetuned import SideConfig, save_side
@@ -141,7 +141,13 @@ class _Job:
 
     @property
     def config(self) -> SideConfig:
-        return SideConfig(spec=self.spec, max_length=self.max_length, labels=self.labels, ending=self.ending)
+        return SideConfig(
+            spec=self.spec,
+            max_length=self.max_length,
+            labels=self.labels,
+            ending=self.ending,
+            bits=self.backbone.bits,
+        )
 
 
 def finetune(
@@ -238,13 +244,18 @@ async def finetune_async(
         keep=limits.queue,
         patience=timeouts.reconnect,
     )
+
+    def remember(session: bytes) -> None:
+        if resume is not None and output is not None:
+            Pending.clear(output)  # of an earlier session
+            resume.save(session, job.spec)
+
+    uplink.on_session = remember
     try:
         await uplink.start()
         if uplink.received:
             logger.warning("= going on after batch %d of %d", uplink.received, len(job.batches))
-        if resume is not None and output is not None:
-            if unfinished is None:
-                Pending.clear(output)  # of an earlier session
+        if resume is not None:
             resume.save(uplink.id, job.spec, uplink.session.equalizers)
             uplink.on_equalizers = functools.partial(resume.save, uplink.id, job.spec)
         pipeline = Pipeline(backbone, uplink, queue=limits.queue, trace=trace, duty=options.get("duty", 1.0))
@@ -256,6 +267,10 @@ async def finetune_async(
         finally:
             reporter.cancel()
             await asyncio.gather(reporter, return_exceptions=True)
+    except RemoteError as exc:
+        if resume is not None and exc.code == ErrorCode.SCHEMA_MISMATCH:
+            resume.clear()  # what was sent is refused for good, so there is nothing to go on with
+        raise
     finally:
         await uplink.close()
     if resume is not None and output is not None and not report.detached:
@@ -332,6 +347,7 @@ def _measured(
         seconds=time.monotonic() - start,
         stream_seconds=streamed,
         bytes_sent=uplink.bytes_sent,
+        blob_bytes=uplink.blob_bytes,
         bytes_fp16=2 * values,
         device_busy=watch.device_busy,
         device_rested=pipeline.rested,

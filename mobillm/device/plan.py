@@ -33,6 +33,7 @@ class ModelFigures:
         layer_seconds: of one layer for one token.
         workspace_bytes: in which weights are expanded to the type of computing.
         streamable: whether the layers may stay on the disk, which quantized ones cannot.
+        sent_bytes: of the largest layer as a server gets it for a tail, in bf16.
 
     """
 
@@ -48,6 +49,7 @@ class ModelFigures:
     layer_seconds: float
     workspace_bytes: int = 0
     streamable: bool = True
+    sent_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class Job:
         taps: tapped layers, ascending.
         format, block: how taps are packed.
         streamed: whether the layers stay on the disk.
+        tail: whether the server gets the layers above the last tap.
 
     """
 
@@ -71,6 +74,7 @@ class Job:
     format: str = "asym4"
     block: int = 64
     streamed: bool = False
+    tail: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +86,11 @@ class Demand:
         weights_bytes, work_bytes, packed_bytes: its parts beside code: weights, hidden and inner states, and
             packed taps that wait.
         traffic_bytes: activations to be sent.
+        upload_bytes: layers that are sent before them, unless the server has them from an earlier run.
         token_bytes: activations of one token.
         compute_seconds: of the device.
         link_seconds: of the link; 0 when its rate is not known.
+        upload_seconds: of the link for the layers, before anything else.
 
     """
 
@@ -93,13 +99,15 @@ class Demand:
     work_bytes: int
     packed_bytes: int
     traffic_bytes: int
+    upload_bytes: int
     token_bytes: int
     compute_seconds: float
     link_seconds: float
+    upload_seconds: float
 
     @property
     def seconds(self) -> float:
-        """The slower of computing and sending, which overlap."""
+        """The slower of computing and sending, which overlap; without the layers."""
         return max(self.compute_seconds, self.link_seconds)
 
 
@@ -129,15 +137,18 @@ def predict(model: ModelFigures, job: Job, link: float | None = None, span: int 
     packed = KEPT_BATCHES * max(tokens, together) * token_bytes
     work = int(LOOSE * (hidden + inner))
     traffic = job.samples * job.length * token_bytes
+    upload = (model.layers - job.taps[-1]) * model.sent_bytes if job.tail else 0
     return Demand(
         memory_bytes=model.base_bytes + weights + work + packed,
         weights_bytes=weights,
         work_bytes=work,
         packed_bytes=packed,
         traffic_bytes=traffic,
+        upload_bytes=upload,
         token_bytes=token_bytes,
         compute_seconds=job.samples * job.length * depth * model.layer_seconds,
         link_seconds=0.0 if link is None else traffic / link,
+        upload_seconds=0.0 if link is None else upload / link,
     )
 
 
@@ -202,5 +213,6 @@ def choose(
             f"{found.compute_seconds:,.0f} s"
         )
     if demand().link_seconds > demand().compute_seconds:
-        reasons.append("the link is still the slower part; fewer taps send less, such as --taps every:8")
+        fewer = "shorter samples send less" if job.tail else "fewer taps send less, such as --taps every:8"
+        reasons.append(f"the link is still the slower part; {fewer}")
     return job, demand(), reasons

@@ -74,6 +74,7 @@ class Report:
         seconds: from the start to the saved result.
         stream_seconds: from the first forward pass to the last batch sent.
         bytes_sent: over the connection.
+        blob_bytes: of frozen weights among them, which the server lacked.
         bytes_fp16: what the same activations take in fp16.
         device_busy, server_busy: seconds of computing.
         device_rested: seconds in which the device did not compute because of ``duty``.
@@ -95,6 +96,7 @@ class Report:
     seconds: float
     stream_seconds: float
     bytes_sent: int
+    blob_bytes: int
     bytes_fp16: int
     device_busy: float
     device_rested: float

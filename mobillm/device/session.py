@@ -61,6 +61,7 @@ class Session:
         equalizers: those that the server has, by tap, each with the number of the batch that brought it; an
             app that comes back later hands them to :meth:`Client.attach`.
         packer: packs the taps of this session.
+        blob_bytes: of blobs that were sent over this connection.
         metrics: the server's last METRICS; None before the first.
         finished: the server's FINISHED; None before it.
         on_metrics: called with each METRICS on the event loop; None calls nobody.
@@ -79,6 +80,7 @@ class Session:
         self.equalizers: dict[int, tuple[int, Equalizer]] = {}
         # A session that has batches may have equalizers that we do not know: taps go as they are then.
         self.packer = self._make_packer(None if opened.received else {})
+        self.blob_bytes = 0
         self.metrics: Metrics | None = None
         self.finished: Finished | None = None
         self.on_metrics: Callable[[Metrics], None] | None = None
@@ -212,6 +214,7 @@ class Session:
         chunk = self.connection.endpoint.limits.chunk
         async for digest, blob in lacking(missing, blobs):
             view = memoryview(blob)
+            self.blob_bytes += len(view)
             for offset in range(0, len(view), chunk):
                 part = view[offset : offset + chunk]
                 await self.send(

@@ -81,6 +81,8 @@ class Uplink:
     Attributes:
         metrics: the server's last METRICS; None before the first.
         on_metrics: called with each METRICS on the event loop; None calls nobody.
+        on_session: called on the event loop with the id of a session that this uplink has started, before any
+            blob is sent; None calls nobody.
         on_equalizers: called in a thread with the session's equalizers before a batch with new ones is
             complete, so that they can be stored; None calls nobody.
         losses: how many connections ended before the session did.
@@ -104,6 +106,7 @@ class Uplink:
         self.resent = 0
         self.metrics: Metrics | None = None
         self.on_metrics: Callable[[Metrics], None] | None = None
+        self.on_session: Callable[[bytes], None] | None = None
         self.on_equalizers: Callable[[Equalizers], None] | None = None
         self._dial = dial
         self._blobs = blobs
@@ -116,7 +119,7 @@ class Uplink:
         self._open_batch: Batch | None = None  # on the present connection
         self._kept: collections.deque[KeptBatch] = collections.deque()
         self._last: int | None = None  # number of the last batch, once there will be no more
-        self._sent_before = 0  # bytes of earlier connections
+        self._sent_before = self._blobs_before = 0  # bytes of earlier connections
 
     @property
     def session(self) -> Session:
@@ -138,6 +141,11 @@ class Uplink:
     def bytes_sent(self) -> int:
         """Bytes sent over all connections."""
         return self._sent_before + self.session.connection.bytes_sent
+
+    @property
+    def blob_bytes(self) -> int:
+        """Bytes of blobs among them, without framing."""
+        return self._blobs_before + self.session.blob_bytes
 
     async def start(self) -> None:
         """Connect and open or attach to the session; a refusal or an absent server is an error at once."""
@@ -272,7 +280,7 @@ class Uplink:
         client = await self._dial()
         try:
             if self._id is None:
-                session = await client.open(self.spec, blobs=self._blobs)
+                session = await client.open(self.spec, blobs=self._blobs, opened=self._opened)
             else:
                 if self._session is not None and self._equalizers is not None:
                     self._equalizers = self._session.equalizers
@@ -284,11 +292,17 @@ class Uplink:
             raise
         if self._session is not None:
             self._sent_before += self._session.connection.bytes_sent
+            self._blobs_before += self._session.blob_bytes
             session.packer = self._session.packer  # what is kept was packed by it
         self._client, self._session, self._id = client, session, session.id
         session.on_metrics = self._note
         client.connection.ping()  # for the offset of the clocks
         self._forget()
+
+    def _opened(self, session: bytes) -> None:
+        self._id = session
+        if self.on_session is not None:
+            self.on_session(session)
 
     def _note(self, metrics: Metrics) -> None:
         self.metrics = metrics

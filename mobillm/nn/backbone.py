@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelError
 from ..spec import ModelSpec
+from .bits import BITS
 from .compute import Expansion, make_expansion
 from .layers import Parts, WeightBytes, find_parts
 from .layerwise import Layerwise, NotLayerwiseError, Run
 from .loading import find_dtype, load_whole, model_source
 from .models import local_directory
-from .quantized import BITS
 from .quantized_loading import load_quantized
 from .stored import StoredLayers
 from .taps import parse_taps
@@ -238,6 +238,12 @@ class Backbone:
     def weight_bytes(self) -> WeightBytes:
         """Return how large the model is; of a streamed one before its first forward."""
         return self._parts.weight_bytes()
+
+    def layer_values(self, number: int) -> int:
+        """Return how many weights a layer has, numbered from 0; of a quantized one before that."""
+        if self._stored is not None:
+            return self._stored.values(number)
+        return sum(p.numel() for p in self._parts.layers[number].parameters())
 
     def layer_weights(self, number: int) -> dict[str, Tensor]:
         """Return the weights of a layer, numbered from 0, by their names in it, before any quantization.

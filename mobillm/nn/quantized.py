@@ -13,9 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import ConfigError
 from .workspace import Workspace
 
-__all__ = ["BITS", "Int4Linear", "Int8Linear", "QuantizedLinear", "quantized_linear", "weight_of"]
-
-BITS = {"int8": 8, "int4": 4}
+__all__ = ["Int4Linear", "Int8Linear", "QuantizedLinear", "quantized_linear", "weight_of"]
 
 # Without VNNI an x86 CPU adds two products of an unsigned and a signed byte in 16 bits, saturating:
 # 2 * 255 * 64 still fits. The same on every CPU, so that a model gives the same codes everywhere.

@@ -11,6 +11,7 @@ from typing import Any, Self
 from ..errors import ConfigError, ModelError
 from ..spec import SessionSpec
 from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_json
+from .bits import BITS
 from .cache import installed
 from .tokens import MAX_LENGTH, lone_surrogate
 
@@ -33,6 +34,7 @@ class SideConfig:
         ending: what texts without a final mark were given, see :mod:`mobillm.nn.ending`; empty for nothing.
         weights: SHA-256 of the weights' file, 64 hex digits; None when it is not known. It is
             :func:`save_side` that fills it in.
+        bits: of the linear layers of the backbone it was trained with; None if they were not quantized.
 
     """
 
@@ -41,6 +43,7 @@ class SideConfig:
     labels: tuple[str, ...] | None = None
     ending: str = ""
     weights: str | None = None
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_length <= MAX_LENGTH:
@@ -68,6 +71,7 @@ class SideConfig:
             "max_length": self.max_length,
             "ending": self.ending,
             "weights": self.weights,
+            "bits": self.bits,
         }
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -117,12 +121,16 @@ class SideConfig:
             raise ConfigError("labels", _short(labels), "a list of names, or null")
         if weights is not None and not isinstance(weights, str):
             raise ConfigError("weights", _short(weights), "the SHA-256 of the weights' file, or null")
+        bits = content.get("bits")
+        if bits is not None and (type(bits) is not int or bits not in BITS.values()):
+            raise ConfigError("bits", _short(bits), f"{' or '.join(map(str, BITS.values()))}, or null")
         return cls(
             spec=SessionSpec.from_map(content.get("spec")),
             max_length=content["max_length"],
             ending=content["ending"],
             labels=None if labels is None else tuple(labels),
             weights=weights,
+            bits=bits,
         )
 
 

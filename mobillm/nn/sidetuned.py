@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, ModelError
 from ..spec import SessionSpec
 from .backbone import Backbone
+from .bits import name_of_bits
 from .ending import close_text
 from .heads import FrozenHead, export_lm_head
 from .saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config, read_weights, save_side
@@ -66,11 +67,11 @@ class SideTuned:
 
         Raises:
             ModelError: a file is missing or damaged, the two do not belong together, or the side network
-                is of another backbone.
+                is of another backbone, or of one that was quantized otherwise.
 
         """
         config = read_config(directory)
-        _check_fit(backbone, config.spec)
+        _check_fit(backbone, config)
         weights = read_weights(directory, config)
         tail = None if config.spec.tail is None else upper_weights(backbone, config.spec.model.taps[0])
         network = SideNetwork.from_spec(config.spec, _head_of(backbone, config.spec), tail)
@@ -237,7 +238,14 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> i
     return int(torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator))
 
 
-def _check_fit(backbone: Backbone, spec: SessionSpec) -> None:
+def _check_fit(backbone: Backbone, config: SideConfig) -> None:
+    spec = config.spec
+    if backbone.bits != config.bits:
+        held, trained = (f"{bits} bits" if bits else "all bits" for bits in (backbone.bits, config.bits))
+        raise ModelError(
+            f"the backbone holds its weights in {held}, but the side network was trained on taps of one with "
+            f"{trained}; load it with --dtype {name_of_bits(config.bits)}"
+        )
     for what, seen, expected in (
         ("hidden size", backbone.hidden_size, spec.model.hidden_size),
         ("layers", backbone.layers, spec.model.layers),

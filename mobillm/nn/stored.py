@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -46,6 +47,10 @@ class StoredLayers:
             for prefix, layer in zip(prefixes, parts.layers, strict=True)
         ]
         return cls(found, checkpoint)
+
+    def values(self, layer: int) -> int:
+        """Return how many weights a layer has."""
+        return sum(math.prod(self.checkpoint.shape(name)) for name in self.names[layer].values())
 
     def read(self, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """Read a layer's weights into memory of their own, by their names in the layer.

@@ -101,6 +101,23 @@ def test_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--format asym2" in lines[-1]
 
 
+def test_tail(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tail's layers are streamed or quantized; those above go up once, in bf16, and the command says so."""
+    command = ["plan", "--model", model, "--length", "8", "--side-kind", "tail", "--link", "8kbit"]
+    sent = 2 * 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 24 + 2 * 16)
+    for dtype, streamed in (("float32", True), ("int8", False)):
+        assert main([*command, "--dtype", dtype, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["job"]["taps"], found["job"]["batch"], found["job"]["streamed"]) == ([1], 16, streamed)
+        assert (found["upload_bytes"], found["upload_seconds"]) == (sent, pytest.approx(sent / 1000))
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "layers   0.0 MB of them to a server that lacks them, once, in 7.8 s" in text
+    assert "shorter samples send less" in text
+    assert "--side-kind tail --taps 1/3" in text
+    assert "--stream-weights" not in text
+
+
 def _limited(model: str, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(
         **{

@@ -12,7 +12,7 @@ from mobillm.device.progress import Report
 
 REPORT = Report(
     session="0" * 32, steps=4, loss=0.5, detached=False, samples=10, tokens=100, seconds=5.0,
-    stream_seconds=4.0, bytes_sent=1000, bytes_fp16=4000, device_busy=2.0, device_rested=0.0,
+    stream_seconds=4.0, bytes_sent=1000, blob_bytes=0, bytes_fp16=4000, device_busy=2.0, device_rested=0.0,
     server_busy=1.0, both_busy=0.25, losses=0, evaluation=None, output="side", stopped=None,
 )  # fmt: skip
 
@@ -35,6 +35,14 @@ def test_what_a_run_cost() -> None:
     rested = dataclasses.replace(REPORT, device_rested=2.5)
     text = summary(rested, arguments(nice=True))
     assert "in all 2.0 s of computing, on one thread at a low priority; it rested for 2.5 s\n" in text
+
+
+def test_frozen_weights_are_told_apart() -> None:
+    """What is sent to a server once is no cost of a sample."""
+    text = summary(dataclasses.replace(REPORT, blob_bytes=2_000_000, bytes_sent=2_001_000), arguments())
+    assert "sent 2.0 MB, 2.0 MB of it frozen weights, once; the rest 4.0 times less than in fp16;" in text
+    assert "and 0.1 kB of sending" in text
+    assert "sent 0.0 MB, 4.0 times less than in fp16;" in summary(REPORT, arguments())
 
 
 def test_a_run_that_had_nothing_left_to_send() -> None:

@@ -22,8 +22,9 @@ import transformers
 from mobillm.device.dataset import Example
 from mobillm.device.finetune import _prepare, finetune, finetune_async
 from mobillm.device.progress import Progress, Report
-from mobillm.errors import ConfigError, ConnectionClosed, DataError
+from mobillm.errors import ConfigError, ConnectionClosed, DataError, RemoteError
 from mobillm.formats import Format, row_size
+from mobillm.nn import tail
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.models import resolve_model
 from mobillm.nn.sidetuned import SideTuned
@@ -426,6 +427,7 @@ def test_tail_in_two_processes(server: str, backbone: Backbone, tmp_path: pathli
     assert first.evaluation is not None
     assert first.evaluation["accuracy"] > 0.8
     assert second.bytes_sent < first.bytes_sent - 6000
+    assert (first.blob_bytes > 6000, second.blob_bytes) == (True, 0)
     assert "the model's 2 layers above (public weights, 0.0 MB)" in texts[0]
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors", "side_config.json"]
@@ -445,6 +447,42 @@ def test_tail_in_two_processes(server: str, backbone: Backbone, tmp_path: pathli
         with torch.no_grad():
             theirs = model(input_ids=torch.tensor([ids])).logits[0].softmax(-1)
         torch.testing.assert_close(torch.tensor(scores), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_broken_off_while_layers_are_sent(server: str, tmp_path: pathlib.Path) -> None:
+    """The session is remembered before its layers have arrived; the same run again goes on with it."""
+    backbone = Backbone.from_model(tiny_model("opt"), tiny_tokenizer(), name="tiny", taps=[1])
+
+    async def broken_off() -> None:
+        def stop(progress: Progress) -> None:
+            if progress.stage == "upload" and progress.step == 2:
+                task.cancel()
+
+        run = finetune_async(
+            backbone, examples(16), server=server, token=TOKEN, side=TAIL, output=tmp_path, on_progress=stop
+        )
+        task = asyncio.create_task(run)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(broken_off())
+    left = json.loads((tmp_path / "session.json").read_text())["session"]
+    report = finetune(backbone, examples(16), server=server, token=TOKEN, side=TAIL, output=tmp_path)
+    assert report.session == left
+    assert report.loss is not None
+    assert not (tmp_path / "session.json").exists()
+
+
+def test_refused_layers_leave_nothing_behind(
+    server: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session whose layers the server does not take cannot be gone on with."""
+    backbone = Backbone.from_model(tiny_model("llama"), tiny_tokenizer(), name="tiny", taps=[1])
+    write = tail._write
+    monkeypatch.setattr(tail, "_write", lambda tensors: write(dict([*tensors.items()][1:])))
+    with pytest.raises(RemoteError, match="lack"):
+        finetune(backbone, examples(16), server=server, token=TOKEN, side=TAIL, output=tmp_path)
+    assert not (tmp_path / "session.json").exists()
 
 
 def test_tail_on_a_real_model(server: str, tmp_path: pathlib.Path) -> None:

@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobillm.errors import ConfigError
+from mobillm.errors import ConfigError, ModelError
 from mobillm.nn import quantized_loading
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.checkpoint import Checkpoint
 from mobillm.nn.heads import export_lm_head
 from mobillm.nn.quantized import QuantizedLinear, quantized_linear
 from mobillm.nn.quantized_loading import load_quantized
+from mobillm.nn.saved import SideConfig, save_side
+from mobillm.nn.side import SideNetwork
+from mobillm.nn.sidetuned import SideTuned
 from mobillm.nn.workspace import Workspace
-from tests.nn.tiny import DECODERS, ENCODERS, SAMPLES, collect, tiny_model, tiny_tokenizer
+from tests.nn.tiny import DECODERS, ENCODERS, SAMPLES, collect, session, tiny_model, tiny_tokenizer
 
 
 def saved(folder: Path, architecture: str) -> Path:
@@ -69,6 +72,19 @@ def test_layers_above_the_tap(architecture: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"taps is \[2\]; expected layers up to 1, .*load with these taps"):
         backbone.with_taps([2])
     assert Backbone.from_pretrained(directory, dtype="int8", taps=[1], lm_head=True).loaded == 3
+
+
+def test_a_side_network_of_other_weights(tmp_path: Path) -> None:
+    """What was trained on taps of quantized layers is used on those, and the other way round."""
+    directory = saved(tmp_path / "model", "llama")
+    quantized, plain = (Backbone.from_pretrained(directory, dtype=name) for name in ("int8", "bfloat16"))
+    weights = SideNetwork.from_spec(session()).state_bytes()
+    for right, wrong, advice in ((quantized, plain, "int8"), (plain, quantized, "bfloat16")):
+        config = SideConfig(spec=session(), max_length=8, bits=right.bits)
+        save_side(tmp_path, weights, config)
+        assert SideTuned.from_pretrained(right, tmp_path).config.bits == right.bits
+        with pytest.raises(ModelError, match=f"load it with --dtype {advice}$"):
+            SideTuned.from_pretrained(wrong, tmp_path)
 
 
 def test_head_and_generation(tmp_path: Path) -> None:

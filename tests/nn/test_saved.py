@@ -64,6 +64,8 @@ def test_missing_files(tmp_path: Path) -> None:
         {"max_length": 10**7},
         {"spec": None},
         {"weights": 5},
+        {"bits": 5},
+        {"bits": True},
         {"ending": None},
     ],
 )

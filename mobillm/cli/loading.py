@@ -151,8 +151,10 @@ def load_tuned(args: argparse.Namespace, config: SideConfig) -> SideTuned:
     with loading("torch"):
         from ..nn.sidetuned import SideTuned
 
-    # The side network says which layers it needs, once it is known that it fits the model.
-    backbone = load_backbone(args, taps="all", lm_head=config.spec.task == "causal-lm")
+    # The side network says which layers it needs, once it is known that it fits the model; but layers that
+    # are quantized while they are loaded should be no others.
+    taps = ",".join(map(str, config.spec.model.taps)) if args.dtype in BITS else "all"
+    backbone = load_backbone(args, taps=taps, lm_head=config.spec.task == "causal-lm")
     return SideTuned.from_pretrained(backbone, args.side)
 
 

@@ -138,8 +138,10 @@ def predict(model: ModelFigures, job: Job, link: float | None = None, span: int 
     work = int(LOOSE * (hidden + inner))
     traffic = job.samples * job.length * token_bytes
     upload = (model.layers - job.taps[-1]) * model.sent_bytes if job.tail else 0
+    # A layer that is sent is there twice, as tensors and as a file, before any batch is computed.
+    peak = max(work + packed, 2 * model.sent_bytes if job.tail else 0)
     return Demand(
-        memory_bytes=model.base_bytes + weights + work + packed,
+        memory_bytes=model.base_bytes + weights + peak,
         weights_bytes=weights,
         work_bytes=work,
         packed_bytes=packed,

@@ -48,13 +48,16 @@ class Block(nn.Module):
 
     def forward(self, stream: Tensor, layout: Ragged) -> Tensor:
         """Return the block's output for a ragged stream ``[N, width]``."""
-        qkv = layout.pad(self.qkv(self.attention_norm(stream)))  # [B, T, 3 width]
-        query, key, value = self._split(qkv, start=0)
+        mixed = layout.apart(self._attend, self.qkv(self.attention_norm(stream)))
+        return self._finish(stream, mixed)
+
+    def _attend(self, layout: Ragged, qkv: Tensor) -> Tensor:
+        """Map ragged ``[N, 3 width]`` to ``[N, width]``."""
+        query, key, value = self._split(layout.pad(qkv), start=0)
         # With the padding at the right no valid token sees it under a causal mask.
         mask = None if self._causal or layout.full else layout.mask[:, None, None, :]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=self._causal)
-        mixed = layout.unpad(mixed.transpose(1, 2).flatten(2))
-        return self._finish(stream, mixed)
+        return layout.unpad(mixed.transpose(1, 2).flatten(2))
 
     def extend(self, stream: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
         """Run the new tokens of one sample with the keys and values of the earlier ones.

@@ -189,7 +189,7 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights, of those that are not quantized."""
-        return next(self._parts.layers.parameters()).dtype
+        return self._parts.first_weight.dtype
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -206,7 +206,7 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self._parts.layers.parameters()).device
+        return self._parts.first_weight.device
 
     @property
     def part(self) -> int:
@@ -413,8 +413,9 @@ class Backbone:
             for index, tap in enumerate(self.taps):
                 last = index == len(self.taps) - 1
                 if tap == 0:
-                    hook = _input_hook(index, last, on_tap)
-                    handles.append(layers[0].register_forward_pre_hook(hook, with_kwargs=True))
+                    handles.append(layers[0].register_forward_pre_hook(_input_hook(on_tap), with_kwargs=True))
+                    if last:  # not before: the first layer's cache is how a model counts positions
+                        handles.append(layers[0].register_forward_hook(_stop))
                 else:
                     handles.append(layers[tap - 1].register_forward_hook(_output_hook(index, last, on_tap)))
             yield
@@ -462,10 +463,12 @@ def _output_hook(index: int, last: bool, on_tap: OnTap) -> Callable[[nn.Module, 
     return hook
 
 
-def _input_hook(index: int, last: bool, on_tap: OnTap) -> Callable[[nn.Module, Any, Any], None]:
+def _input_hook(on_tap: OnTap) -> Callable[[nn.Module, Any, Any], None]:
     def hook(_module: nn.Module, inputs: Any, named: Any) -> None:
-        on_tap(index, inputs[0] if inputs else named["hidden_states"])
-        if last:
-            raise _LastTapDoneError
+        on_tap(0, inputs[0] if inputs else named["hidden_states"])
 
     return hook
+
+
+def _stop(*_: Any) -> None:
+    raise _LastTapDoneError

@@ -85,18 +85,22 @@ class Checkpoint:
 
         Args:
             name: of the matrix.
-            rows: int64 row numbers, each inside the matrix.
+            rows: int64 row numbers.
             dtype: of the result.
 
         Returns:
             ``[len(rows), columns]``.
 
         Raises:
+            IndexError: a row lies outside the matrix.
             ModelError: the file is shorter than it says.
 
         """
         place = self._places[name]
-        columns = place.shape[1]
+        count, columns = place.shape
+        for row in rows.tolist():
+            if not 0 <= row < count:
+                raise IndexError(f"row {row} of {name}, which has {count}")
         out = torch.empty(len(rows), columns, dtype=dtype)
         with place.path.open("rb", buffering=0) as file:
             for target, row in zip(out, rows.tolist(), strict=True):

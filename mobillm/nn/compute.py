@@ -146,7 +146,7 @@ def make_expansion(
 
     """
     parts = find_parts(model)
-    stored = next(parts.layers.parameters()).dtype
+    stored = parts.first_weight.dtype
     wanted = compute_type(compute_dtype, stored)
     return None if wanted == stored else Expansion(model, parts, wanted, workspace)
 

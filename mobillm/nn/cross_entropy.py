@@ -13,7 +13,6 @@ from .heads import FrozenHead
 __all__ = ["IGNORED", "chunked_cross_entropy"]
 
 IGNORED = -100
-_CHUNK_VALUES = 1 << 24  # logits held at once: 64 MiB in fp32
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -25,7 +24,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: FrozenHead) -> Tensor:
-        rows = max(1, _CHUNK_VALUES // head.vocabulary)
+        rows = head.rows
         total = hidden.new_zeros(())
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from typing import Any, cast
 
 import safetensors
@@ -21,6 +20,9 @@ __all__ = ["FrozenHead", "PooledHead", "export_lm_head"]
 _FORMAT = 1
 _KEY = "mobillm"  # one metadata entry only: safetensors does not order several, and the bytes are hashed
 _NORMS = ("rmsnorm", "layernorm", "none")
+_CHUNK_VALUES = 1 << 24  # logits held at once: 64 MiB in fp32
+_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+_LARGEST = torch.finfo(torch.float64).max  # of a setting; what is larger, or not finite, is not one
 _PROBE = 8  # hidden states that an exported head is tried on
 
 
@@ -37,7 +39,7 @@ class _Settings:
     def __post_init__(self) -> None:
         numbers: tuple[object, ...] = (self.eps, self.scale, 1.0 if self.softcap is None else self.softcap)
         # JSON of other languages writes 1.0 as 1.
-        usable = all(type(n) in (int, float) and math.isfinite(cast(float, n)) for n in numbers)
+        usable = all(type(n) in (int, float) and abs(cast(float, n)) <= _LARGEST for n in numbers)
         if self.format != _FORMAT or self.norm not in _NORMS or not usable or self.softcap == 0:
             raise ModelError(f"the LM head has settings this version cannot use: {dataclasses.asdict(self)}")
 
@@ -75,9 +77,9 @@ class FrozenHead(nn.Module):
         if unknown:
             raise ModelError(f"the LM head has {unknown} settings that this version does not know")
         self._settings = _Settings(**settings)
+        _check_tensors(tensors)
         for name, tensor in tensors.items():
             self.register_buffer(name.replace(".", "_"), tensor.float(), persistent=False)
-        self._check()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FrozenHead:
@@ -103,6 +105,11 @@ class FrozenHead(nn.Module):
     def vocabulary(self) -> int:
         """Number of logits."""
         return self._head().shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Rows of logits that are held at once where there may be many."""
+        return max(1, _CHUNK_VALUES // self.vocabulary)
 
     def normalise(self, hidden: Tensor) -> Tensor:
         """Apply the final norm in fp32.
@@ -147,26 +154,30 @@ class FrozenHead(nn.Module):
     def _head(self) -> Tensor:
         return cast(Tensor, self._buffers["head_weight"])
 
-    def _check(self) -> None:
-        head, inner = self._get("head_weight"), self._get("project_weight")
-        if head is None or head.dim() != 2 or (inner is not None and inner.dim() != 2):
-            raise ModelError("the LM head lacks a matrix head.weight [vocabulary, width]; export it again")
-        expected = {
-            "norm_weight": (self.hidden_size,),
-            "norm_bias": (self.hidden_size,),
-            "project_weight": (head.shape[1], self.hidden_size),
-            "project_bias": (head.shape[1],),
-            "head_weight": tuple(head.shape),
-            "head_bias": (self.vocabulary,),
-        }
-        for name, tensor in self._buffers.items():
-            shape = None if tensor is None else tuple(tensor.shape)
-            if name not in expected:
-                raise ModelError(
-                    f"the LM head has a tensor other than {', '.join(expected)}; export it again"
-                )
-            if expected[name] != shape:
-                raise ModelError(f"the LM head's {name} has shape {shape}, expected {expected[name]}")
+
+def _check_tensors(tensors: dict[str, Tensor]) -> None:
+    """Check a head's tensors before any of them is widened."""
+    head, inner = tensors.get("head.weight"), tensors.get("project.weight")
+    if head is None or head.dim() != 2 or (inner is not None and inner.dim() != 2):
+        raise ModelError("the LM head lacks a matrix head.weight [vocabulary, width]; export it again")
+    vocabulary, width = head.shape
+    hidden = width if inner is None else inner.shape[1]
+    expected = {
+        "norm.weight": (hidden,),
+        "norm.bias": (hidden,),
+        "project.weight": (width, hidden),
+        "project.bias": (width,),
+        "head.weight": (vocabulary, width),
+        "head.bias": (vocabulary,),
+    }
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise ModelError(f"the LM head has a tensor other than {', '.join(expected)}; export it again")
+        if tuple(tensor.shape) != expected[name]:
+            seen = tuple(tensor.shape)
+            raise ModelError(f"the LM head's {name} has shape {seen}, expected {expected[name]}")
+        if tensor.dtype not in _TYPES:
+            raise ModelError(f"the LM head's {name} holds {tensor.dtype}, expected F32, F16 or BF16")
 
 
 def export_lm_head(model: nn.Module) -> bytes:
@@ -243,7 +254,7 @@ def _verify(model: Any, parts: Parts, head: FrozenHead) -> None:
     def catch(_module: nn.Module, _inputs: Any, output: Any) -> None:
         caught.append(output[0] if isinstance(output, tuple) else output)
 
-    device = next(parts.layers.parameters()).device
+    device = parts.first_weight.device
     ids = torch.arange(_PROBE, device=device)[None] % int(parts.config.vocab_size)
     handle = parts.layers[-1].register_forward_hook(catch)
     training = model.training
@@ -254,7 +265,7 @@ def _verify(model: Any, parts: Parts, head: FrozenHead) -> None:
     finally:
         handle.remove()
         model.train(training)
-    tolerance = 1e-3 if next(parts.layers.parameters()).dtype == torch.float32 else 0.1
+    tolerance = 1e-3 if parts.first_weight.dtype == torch.float32 else 0.1
     scale = float(own.abs().max().clamp(min=1e-6))
     if float((own - ours).abs().max()) > tolerance * scale:
         raise ModelError(

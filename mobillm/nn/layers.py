@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ModelError
 from .quantized import QuantizedLinear
@@ -71,6 +72,11 @@ class Parts:
             widest=max(max(shape) for module in self.layers.modules() for shape in _shapes(module)),
             module=max(sum(map(math.prod, _shapes(module))) for module in self.layers.modules()),
         )
+
+    @property
+    def first_weight(self) -> Tensor:
+        """A weight that is not quantized: of the layers, or where they have none left, of the model."""
+        return next(itertools.chain(self.layers.parameters(), self.base.parameters()))
 
     @property
     def final_norm(self) -> nn.Module | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 
 __all__ = ["Ragged"]
+
+_WASTE = 4  # positions for each token, up to which all samples are padded together
 
 
 class Ragged:
@@ -54,6 +58,31 @@ class Ragged:
         """Gather padded ``[B, T, ...]`` values to ``[N, ...]``."""
         flat = values.reshape(-1, *values.shape[2:])
         return flat if self.full else flat.index_select(0, self._flat)
+
+    def apart(self, work: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        """Do what pads, with samples of similar length at a time where padding would be most of the work.
+
+        One long sample among many short ones would else cost the square of what it holds.
+
+        Args:
+            work: takes a layout and ragged values of its samples, and returns ragged values.
+            values: ``[N, ...]`` each.
+
+        Returns:
+            ``[N, ...]`` values.
+
+        """
+        if self.samples * self.longest <= _WASTE * self.tokens:
+            return work(self, *values)
+        rows, pieces = [], []
+        octaves = torch.frexp(self.lengths.double()).exponent
+        for octave in sorted(set(octaves.tolist())):
+            chosen = octaves == octave
+            own = chosen.repeat_interleave(self.lengths).nonzero().squeeze(1)
+            part = Ragged(self.lengths[chosen])
+            rows.append(own)
+            pieces.append(work(part, *(value.index_select(0, own) for value in values)))
+        return torch.cat(pieces).index_select(0, torch.cat(rows).argsort())
 
     def pooled_rows(self, how: str) -> Tensor | None:
         """Return ``[B]``, the rows that :meth:`pool` takes; None where it takes all of them."""

@@ -29,8 +29,6 @@ __all__ = ["SideCache", "SideNetwork"]
 # One entry per block of a ladder, or per layer above the tap; empty for a parallel network.
 SideCache = list[KeyValues]
 
-_ROWS = 256  # rows of logits held at once where only the best token is wanted
-
 
 def _parts(
     spec: SessionSpec, taps: int, source: MaskSource, tail: FrozenLayers | None
@@ -206,7 +204,7 @@ class SideNetwork(nn.Module):
                 rows = (targets != IGNORED).nonzero().squeeze(1)
                 hidden, wanted = self._token_states(taps, layout, rows), targets[rows]
                 loss = chunked_cross_entropy(hidden, wanted, self.frozen)
-                best = [self.frozen.logits(part).argmax(-1) for part in torch.split(hidden, _ROWS)]
+                best = [self.frozen.logits(part).argmax(-1) for part in torch.split(hidden, self.frozen.rows)]
                 correct = (torch.cat(best) == wanted).sum() if best else wanted.sum()
                 return {"loss": float(loss), "correct": float(correct), "count": float(rows.numel())}
             outputs = self._pooled(taps, layout)
@@ -220,15 +218,19 @@ class SideNetwork(nn.Module):
                 "count": count,
             }
 
-    def step(self, taps: Sequence[Tensor], cache: SideCache | None = None) -> tuple[Tensor, SideCache]:
+    def step(
+        self, taps: Sequence[Tensor], cache: SideCache | None = None, *, last: bool = False
+    ) -> tuple[Tensor, SideCache]:
         """Compute next-token logits of the new tokens of one sample.
 
         Args:
             taps: ``[n, d]`` per tap, of the new tokens only.
             cache: what the previous call returned; None at the sample's start.
+            last: whether only the last token's logits are wanted, as those of a long prompt are large.
 
         Returns:
-            logits ``[n, vocabulary]`` and the cache for the next call; the given one is unchanged.
+            logits ``[n, vocabulary]``, or ``[1, vocabulary]``, and the cache for the next call; the given one
+            is unchanged.
 
         Raises:
             ConfigError: the taps do not match the spec.
@@ -245,14 +247,14 @@ class SideNetwork(nn.Module):
             following: SideCache = []
             if self.upper is not None:
                 states, following = self.upper.extend(taps[-1], cache)
-                return self.frozen.logits(states.float()), following
+                return self.frozen.logits(states[-1 if last else 0 :].float()), following
             assert self.body is not None
             if isinstance(self.body, Ladder):
                 stream, following = self.body.extend(taps, cache)
             else:
                 stream = self.body(taps)
             hidden = self.frozen.normalise(taps[-1]) + self.body.expand(stream)
-            return self.frozen.logits(hidden), following
+            return self.frozen.logits(hidden[-1 if last else 0 :]), following
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return what is trained by name; for ``tail`` the names are those of a PEFT adapter."""

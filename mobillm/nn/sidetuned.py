@@ -167,7 +167,7 @@ class SideTuned:
         side_cache: SideCache | None = None
         while len(added) < max_new_tokens and (limit is None or length <= limit):
             taps, backbone_cache = self._new_taps(new, backbone_cache)
-            logits, side_cache = self.network.step(taps, side_cache)
+            logits, side_cache = self.network.step(taps, side_cache, last=True)
             self.check_finite(logits[-1])
             token = _choose(logits[-1].float().cpu(), temperature, generator)
             if token in ends:
@@ -240,6 +240,11 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> i
 
 def _check_fit(backbone: Backbone, config: SideConfig) -> None:
     spec = config.spec
+    if spec.model.taps[-1] > backbone.loaded:
+        raise ModelError(
+            f"of the backbone {backbone.name} only {backbone.loaded} layers are loaded, but the side network "
+            f"needs {spec.model.taps[-1]}; load it with taps={list(spec.model.taps)}"
+        )
     if backbone.bits != config.bits:
         held, trained = (f"{bits} bits" if bits else "all bits" for bits in (backbone.bits, config.bits))
         raise ModelError(

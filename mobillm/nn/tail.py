@@ -77,6 +77,8 @@ def _ending(backbone: Backbone) -> dict[str, Tensor]:
 def _write(tensors: dict[str, Tensor]) -> bytes:
     def plain(name: str, tensor: Tensor) -> Tensor:
         dtype = torch.float32 if name == "inv_freq" else torch.bfloat16
-        return tensor.detach().to("cpu", dtype).contiguous().clone()
+        tensor = tensor.detach().to("cpu", dtype).contiguous()
+        # A view of a larger piece of memory, which safetensors refuses.
+        return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
     return safetensors.torch.save({name: plain(name, tensor) for name, tensor in tensors.items()})

@@ -85,19 +85,14 @@ def _attend(
     # On a CPU the backward pass of attention is four times slower in bf16 than in fp32.
     dtype = torch.float32 if query.requires_grad and query.device.type == "cpu" else query.dtype
 
-    def pad(values: Tensor) -> Tensor:
-        return layout.pad(values[0].transpose(0, 1).to(dtype)).transpose(1, 2)  # [B, heads, T, size]
+    def attend(part: Ragged, *values: Tensor) -> Tensor:
+        q, k, v = (part.pad(each.to(dtype)).transpose(1, 2) for each in values)  # [B, heads, T, size]
+        # With the padding at the right no valid token sees it under a causal mask.
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        return part.unpad(mixed.transpose(1, 2))
 
-    # With the padding at the right no valid token sees it under a causal mask.
-    mixed = F.scaled_dot_product_attention(
-        pad(query),
-        pad(key),
-        pad(value),
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=grouped,
-    )
-    return layout.unpad(mixed.transpose(1, 2))[None].to(query.dtype), None
+    mixed = layout.apart(attend, *(each[0].transpose(0, 1) for each in (query, key, value)))
+    return mixed[None].to(query.dtype), None
 
 
 transformers.AttentionInterface.register(_ATTENTION, _attend)

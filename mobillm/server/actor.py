@@ -72,7 +72,7 @@ class SessionActor:
 
     @functools.cached_property
     def _learner(self) -> Learner:
-        blobs = BlobReader(self._spec.blobs).read_all(self._spec.spec.blobs)
+        blobs = BlobReader(self._spec.blobs).read_all(self._spec.spec)
         trainer = Trainer(self._spec.spec, blobs, self._spec.device, self._equalizers)
         return Learner(trainer, self._checkpoints)
 

@@ -6,9 +6,8 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
 
-from ..errors import ConfigError, DamageError, StorageError
+from ..errors import ConfigError, DamageError, ModelError, StorageError
 from ..protocol import Blob
 from ..spec import SessionSpec
 from .files import private, sync_directory
@@ -20,7 +19,7 @@ HEADER = 1 << 16  # bytes of a safetensors header of a few dozen tensors, and mo
 
 
 def check_total(spec: SessionSpec, digest: bytes, total: int) -> None:
-    """Check the length of a blob before any of it is stored: that of a tail's layer follows from the spec.
+    """Check the length of a blob before any of it is stored or read: what it may be follows from the spec.
 
     Args:
         spec: the session.
@@ -31,13 +30,20 @@ def check_total(spec: SessionSpec, digest: bytes, total: int) -> None:
         ConfigError: it is longer than any blob of the session needs to be.
 
     """
-    if spec.tail is None or digest.hex() == spec.head:
+    width = spec.model.hidden_size
+    if digest.hex() == spec.head:
+        most, what = 4 * (spec.outputs * (width + 1) + width * (width + 3)) + HEADER, "the LM head"
+    elif spec.tail is not None:
+        inner = spec.tail.intermediate_size
+        values = 2 * width * (width + width // spec.tail.heads * spec.tail.kv_heads) + 3 * width * inner
+        most, what = (
+            2 * (values + 16 * (width + inner)) + HEADER,
+            "the layers of tail",
+        )  # with biases and norms
+    else:
         return
-    width, inner = spec.model.hidden_size, spec.tail.intermediate_size
-    values = 2 * width * (width + width // spec.tail.heads * spec.tail.kv_heads) + 3 * width * inner
-    most = 2 * (values + 16 * (width + inner)) + HEADER  # matrices; biases and norms
     if total > most:
-        raise ConfigError("BLOB.total", total, f"at most {most}, for the layers of tail")
+        raise ConfigError("BLOB.total", total, f"at most {most}, for {what}")
 
 
 class BlobReader:
@@ -92,14 +98,24 @@ class BlobReader:
             )
         return data
 
-    def read_all(self, digests: Iterable[str]) -> dict[str, bytes]:
-        """Return several blobs by their SHA-256 in hex.
+    def read_all(self, spec: SessionSpec) -> dict[str, bytes]:
+        """Return the blobs of a session by their SHA-256 in hex.
 
         Raises:
+            ModelError: one is longer than the session's may be; it came with another session.
             StorageError: as from :meth:`read`.
 
         """
-        return {digest: self.read(bytes.fromhex(digest)) for digest in digests}
+        digests = [bytes.fromhex(digest) for digest in spec.blobs]
+        for digest in digests:
+            self.check(digest)
+            try:
+                check_total(spec, digest, self.path(digest).stat().st_size)
+            except ConfigError as exc:
+                raise ModelError(f"blob {digest.hex()}: {exc}") from exc
+            except OSError as exc:
+                raise StorageError(f"blob {digest.hex()} cannot be read: {exc.strerror}") from exc
+        return {digest.hex(): self.read(digest) for digest in digests}
 
 
 class BlobStore(BlobReader):

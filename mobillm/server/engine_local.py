@@ -48,7 +48,7 @@ class LocalEngine:
             StorageError: all checkpoints are damaged, or a blob is.
 
         """
-        blobs = await self._workers.write(job.blobs.read_all, job.spec.blobs)
+        blobs = await self._workers.write(job.blobs.read_all, job.spec)
 
         def work() -> Learner:
             trainer = Trainer(job.spec, blobs, self._device, job.equalizers)

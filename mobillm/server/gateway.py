@@ -18,7 +18,7 @@ from .blobs import BlobStore
 from .engine import Engine
 from .engine_local import LocalEngine
 from .lock import DirectoryLock
-from .memory import Memory
+from .memory import Memory, check_weights
 from .meter import Meter
 from .pace import Pace
 from .parking import Parking, cancelled
@@ -259,7 +259,7 @@ class Gateway:
         checkpoint = await self.workers.write(session.store.checkpoints.load)
         if checkpoint is None:
             raise ConfigError("session", session.id.hex(), "one with a checkpoint; this one has none yet")
-        blobs = await self.workers.write(self._blobs.read_all, session.spec.blobs)
+        blobs = await self.workers.write(self._blobs.read_all, session.spec)
 
         def work() -> bytes:
             trainer = Trainer(session.spec, blobs)
@@ -436,6 +436,7 @@ class Gateway:
             expected = f"none on a connection without the capability {CAPABILITY}"
             raise ConfigError("codec.compression", spec.codec.compression, expected)
         await self.workers.train(tenant, lambda: check_size(spec, self.limits.parameters))
+        check_weights(spec, self.limits.memory)
         record = SessionRecord(id=os.urandom(16), tenant=tenant, spec=spec)
         store = await self.workers.write(SessionStore.create, self._directory, self._registry, record)
         session = await self.workers.write(self._session, store)

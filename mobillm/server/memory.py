@@ -23,15 +23,41 @@ def check_step(spec: SessionSpec, tokens: int, limit: int) -> None:
     """
     if spec.tail is None:
         return
-    width, inner, layers = spec.model.hidden_size, spec.tail.intermediate_size, len(spec.tail.layers)
-    weights = frozen_values(spec) * held_type(spec).itemsize
+    width, layers = spec.model.hidden_size, len(spec.tail.layers)
     inside = tokens * inner_bytes(spec)
     if inside > KEPT:  # then of one layer at a time, and the hidden states between them
         inside = inside // layers + tokens * layers * 4 * width
-    need = weights + inside + 4 * width * max(width, inner)  # the last for one matrix that is widened
+    need = _frozen_bytes(spec) + inside
     if need > limit:
         expected = f"a smaller batch or a higher tap: the step would take {need} bytes of {limit}"
         raise ConfigError("the batch's number of tokens", tokens, expected)
+
+
+def check_weights(spec: SessionSpec, limit: int) -> None:
+    """Check that the frozen weights above a tap fit, before any of them is taken.
+
+    Args:
+        spec: the session.
+        limit: as of :func:`check_step`.
+
+    Raises:
+        ConfigError: they would take more.
+
+    """
+    if spec.tail is None:
+        return
+    need = _frozen_bytes(spec)
+    if need > limit:
+        expected = f"fewer, so a higher tap: their weights would take {need} bytes of {limit} on this server"
+        raise ConfigError("the number of tail.layers", len(spec.tail.layers), expected)
+
+
+def _frozen_bytes(spec: SessionSpec) -> int:
+    """Return what a tail's frozen weights take, an LM head and one matrix that is widened among them."""
+    assert spec.tail is not None
+    width, inner = spec.model.hidden_size, spec.tail.intermediate_size
+    head = 0 if spec.head is None else 4 * spec.outputs * width
+    return frozen_values(spec) * held_type(spec).itemsize + head + 4 * width * max(width, inner)
 
 
 # A session is offered this part of what is free, so that there is always room for the next one (dynamic

@@ -192,6 +192,8 @@ class Session:
         except (ModelError, StorageError) as exc:
             self.failure = str(exc)
             raise
+        finally:
+            self._beginning = None  # it would keep an error, and the frozen weights that this was raised over
 
     async def recover(self) -> None:
         """Go back to what the disk holds if the session has failed; :meth:`start` comes next.
@@ -214,16 +216,8 @@ class Session:
 
     async def _begin(self, blobs: BlobReader) -> Training:
         name, store = self.id.hex(), self.store
-        job = Job(
-            name,
-            self.spec,
-            blobs,
-            store.checkpoints,
-            store.log_path,
-            lambda: self.log,
-            self.equalizers,
-            self.tenant,
-        )
+        files = store.checkpoints, store.log_path, lambda: self.log
+        job = Job(name, self.spec, blobs, *files, self.equalizers, self.tenant)
         worker = await self._engine.begin(job)
         try:
             await self.workers.write(self._take_up, worker)  # it may have to open the log

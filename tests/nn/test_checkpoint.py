@@ -36,6 +36,9 @@ def test_tensors_and_rows(tmp_path: Path) -> None:
         assert torch.equal(target, tensor)
         assert found.shape(name) == tuple(tensor.shape)
     assert torch.equal(found.rows("a", torch.tensor([4, 0, 4]), torch.float32), TENSORS["a"][[4, 0, 4]])
+    for row in (-1, 5):
+        with pytest.raises(IndexError, match=f"row {row} of a, which has 5"):
+            found.rows("a", torch.tensor([0, row]), torch.float32)
     assert "a" in found
     assert "d" not in found
 

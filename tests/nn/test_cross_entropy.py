@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mobillm.nn import cross_entropy
+from mobillm.nn import heads
 from mobillm.nn.cross_entropy import chunked_cross_entropy
 from mobillm.nn.heads import FrozenHead, export_lm_head
 from tests.nn.tiny import VOCABULARY, tiny_model
@@ -16,7 +16,7 @@ from tests.nn.tiny import VOCABULARY, tiny_model
 def test_value_and_gradient(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradient are those of one large cross entropy, and logits exist for one chunk only."""
     head = FrozenHead.from_bytes(export_lm_head(tiny_model(architecture)))
-    monkeypatch.setattr(cross_entropy, "_CHUNK_VALUES", 3 * VOCABULARY)
+    monkeypatch.setattr(heads, "_CHUNK_VALUES", 3 * VOCABULARY)
     sizes: list[int] = []
     logits = head.logits
 

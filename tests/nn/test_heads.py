@@ -99,15 +99,21 @@ def test_damaged_bytes() -> None:
         FrozenHead.from_bytes(head_of({key: value for key, value in SETTINGS.items() if key != "eps"}))
     with pytest.raises(ModelError, match="1 settings that this version does not know"):
         FrozenHead.from_bytes(head_of(SETTINGS | {"another": 1}))
-    with pytest.raises(ModelError, match=r"project_weight has shape \(7, 16\), expected \(8, 16\)"):
+    with pytest.raises(ModelError, match=r"project\.weight has shape \(7, 16\), expected \(8, 16\)"):
         FrozenHead.from_bytes(head_of(SETTINGS, **{"project.weight": torch.zeros(7, 16)}))
     with pytest.raises(ModelError, match=r"lacks a matrix head\.weight"):
         FrozenHead.from_bytes(head_of(SETTINGS, **{"head.weight": torch.zeros(8)}))
     with pytest.raises(ModelError, match="has a tensor other than"):
         FrozenHead.from_bytes(head_of(SETTINGS, another=torch.zeros(8)))
+    for name in ("", "forward", "training", "_settings"):  # not even those that a module has already
+        with pytest.raises(ModelError, match="has a tensor other than"):
+            FrozenHead.from_bytes(head_of(SETTINGS, **{name: torch.zeros(8)}))
+    for dtype in (torch.uint8, torch.float64, torch.complex64):
+        with pytest.raises(ModelError, match=r"head\.weight holds torch\..*, expected F32, F16 or BF16"):
+            FrozenHead.from_bytes(head_of(SETTINGS, **{"head.weight": torch.zeros(40, 8, dtype=dtype)}))
     changes: list[dict[str, object]] = [
         {"norm": "batch"}, {"norm": []}, {"eps": math.nan}, {"format": 2}, {"eps": "x"}, {"scale": True},
-        {"softcap": 0},
+        {"softcap": 0}, {"eps": 10**400}, {"scale": 10**400}, {"scale": math.inf},
     ]  # fmt: skip
     for change in changes:
         with pytest.raises(ModelError, match="settings this version cannot use"):

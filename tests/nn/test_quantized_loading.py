@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from mobillm.errors import ConfigError, ModelError
@@ -72,6 +73,31 @@ def test_layers_above_the_tap(architecture: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"taps is \[2\]; expected layers up to 1, .*load with these taps"):
         backbone.with_taps([2])
     assert Backbone.from_pretrained(directory, dtype="int8", taps=[1], lm_head=True).loaded == 3
+
+
+def test_norms_without_weights(tmp_path: Path) -> None:
+    """Where nothing of a layer is left unquantized, the embedding tells the type."""
+    config = transformers.OlmoConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    kind: Any = transformers.OlmoForCausalLM
+    kind(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    backbone = Backbone.from_pretrained(tmp_path, dtype="int8", taps=[1])
+    assert (backbone.dtype, backbone.device.type) == (torch.bfloat16, "cpu")
+    assert collect(backbone, SAMPLES)[0].isfinite().all()
+
+
+def test_a_side_network_that_needs_more_layers(tmp_path: Path) -> None:
+    """It is refused with what to load, before anything is read."""
+    directory = saved(tmp_path / "model", "llama")
+    backbone = Backbone.from_pretrained(directory, dtype="int8", taps=[1])
+    spec = session()
+    save_side(
+        tmp_path, SideNetwork.from_spec(spec).state_bytes(), SideConfig(spec=spec, max_length=8, bits=8)
+    )
+    with pytest.raises(ModelError, match=r"only 1 layers are loaded, .* needs 3; load it with taps=\["):
+        SideTuned.from_pretrained(backbone, tmp_path)
 
 
 def test_a_side_network_of_other_weights(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from mobillm.nn.heads import FrozenHead, export_lm_head
 from mobillm.nn.ragged import Ragged
 from mobillm.nn.saved import SideConfig, save_side
 from mobillm.nn.side import SideCache, SideNetwork
+from mobillm.nn.sidetuned import SideTuned
 from mobillm.nn.tail import upper_weights
 from mobillm.nn.upper import FrozenLayers
 from mobillm.spec import ARCHITECTURES
@@ -127,6 +128,24 @@ def test_tokens_one_by_one(architecture: str) -> None:
         caches.append(cache)
     assert [cache[0][0].shape[2] for cache in caches if cache] == [2, 3, 5]  # a step adds to none of them
     torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-5, atol=1e-5)
+    final, _ = network.step([taps[0][3:]], caches[2], last=True)
+    torch.testing.assert_close(final, whole[-1:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tap", [0, 1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_texts_are_continued_as_by_the_whole_model(architecture: str, tap: int) -> None:
+    """What is generated token by token is what the network says of the whole text."""
+    backbone, network = language(architecture, tap)
+    tuned = SideTuned(backbone, network, SideConfig(spec=network.spec, max_length=30))
+    for prompt in SAMPLES:
+        tokens = list(prompt)
+        for token in tuned.generate_tokens(prompt, 6):
+            (states,) = collect(backbone, [tokens])
+            with torch.no_grad():
+                assert int(network([states], torch.tensor([len(tokens)]))[-1].argmax()) == token
+            tokens.append(token)
+        assert len(tokens) > len(prompt)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -183,11 +202,12 @@ def gradients(backbone: Backbone, samples: list[list[int]]) -> dict[str, Tensor]
     return found
 
 
-def test_a_batch_is_the_mean_of_its_samples() -> None:
-    """Samples side by side do not see one another, forward or backward."""
+@pytest.mark.parametrize("samples", [SAMPLES, [[3], [9, 4], *([[5]] * 8), list(range(3, 29))]])
+def test_a_batch_is_the_mean_of_its_samples(samples: list[list[int]]) -> None:
+    """Samples side by side do not see one another, forward or backward, padded together or not."""
     backbone = tiny()
-    together = gradients(backbone, SAMPLES)
-    alone = [gradients(backbone, [sample]) for sample in SAMPLES]
+    together = gradients(backbone, samples)
+    alone = [gradients(backbone, [sample]) for sample in samples]
     for name, gradient in together.items():
         mean = torch.stack([one[name] for one in alone]).mean(0)
         torch.testing.assert_close(gradient, mean, rtol=1e-4, atol=1e-6)

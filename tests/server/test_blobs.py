@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-from mobillm.errors import ConfigError, StorageError
+from mobillm.errors import ConfigError, ModelError, StorageError
 from mobillm.nn.backbone import Backbone
 from mobillm.protocol import Blob
 from mobillm.server.blobs import BlobStore, BlobUpload, check_total
@@ -88,7 +88,7 @@ def test_broken_off_uploads_are_deleted(tmp_path: pathlib.Path, registry: Regist
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_length_of_a_layer(architecture: str) -> None:
-    """[W-21] A layer fits, and so does what follows the layers; a blob of twice the size does not."""
+    """[W-21] [W-23] A layer fits, and so does what follows the layers; a blob of twice the size does not."""
     backbone = Backbone.from_model(tiny_model(architecture), name="tiny", taps=[1])
     spec, blobs = tail_session(backbone)
     for blob in blobs.values():
@@ -98,7 +98,26 @@ def test_length_of_a_layer(architecture: str) -> None:
     with pytest.raises(ConfigError, match=rf"BLOB\.total is {most + 1}; expected at most {most}"):
         check_total(spec, DIGEST, most + 1)
     check_total(make_spec(), DIGEST, 1 << 40)
-    language = dataclasses.replace(spec, task="causal-lm", head=DIGEST.hex())
-    check_total(language, DIGEST, 1 << 40)
+    language = dataclasses.replace(spec, task="causal-lm", outputs=9000, head=DIGEST.hex())
+    largest = 4 * (9000 * 17 + 16 * 19) + 65536
+    check_total(language, DIGEST, largest)
+    with pytest.raises(ConfigError, match=rf"BLOB\.total is {largest + 1}; .* for the LM head"):
+        check_total(language, DIGEST, largest + 1)
     with pytest.raises(ConfigError, match=r"BLOB\.total"):
         check_total(language, DIGEST[::-1], most + 1)
+
+
+def test_a_blob_of_another_session(tmp_path: pathlib.Path, registry: Registry) -> None:
+    """[W-23] What came with a session that it fits is not read for one that it cannot fit."""
+    spec, blobs = tail_session(Backbone.from_model(tiny_model("llama"), name="tiny", taps=[1]))
+    assert spec.tail is not None
+    large = bytes(200_000)
+    digest = hashlib.sha256(large).digest()
+    store = BlobStore(tmp_path, registry)
+    for content in (*blobs.values(), large):
+        store.path(hashlib.sha256(content).digest()).write_bytes(content)
+    assert store.read_all(spec) == blobs
+    layers = (spec.tail.layers[0], digest.hex())
+    other = dataclasses.replace(spec, tail=dataclasses.replace(spec.tail, layers=layers))
+    with pytest.raises(ModelError, match=rf"blob {digest.hex()}: BLOB\.total is 200000; expected at most"):
+        store.read_all(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import pathlib
 
 import pytest
@@ -14,7 +15,7 @@ from mobillm.nn import compute, upper
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.upper import KEPT, WIDE
 from mobillm.options import Limits
-from mobillm.server.memory import Memory, check_step
+from mobillm.server.memory import Memory, check_step, check_weights
 from tests.conftest import Run
 from tests.nn.tiny import tail_session, tiny_model
 from tests.sessions import device, serving, spec, submit
@@ -102,3 +103,28 @@ def test_steps_of_a_tail(native: bool, wide: int, each: int, monkeypatch: pytest
         ):
             check_step(what, tokens, need - 1)
     check_step(spec(), 1 << 30, 1)
+    check_weights(what, weights)
+    with pytest.raises(ConfigError, match=rf"tail\.layers is 2; expected fewer, .* {weights} bytes of"):
+        check_weights(what, weights - 1)
+    language = dataclasses.replace(what, task="causal-lm", outputs=100, head="0" * 64)
+    check_weights(language, weights + 4 * 100 * 16)
+    with pytest.raises(ConfigError, match=r"tail\.layers is 2"):
+        check_weights(language, weights + 4 * 100 * 16 - 1)
+    check_weights(spec(), 1)
+
+
+def test_weights_that_do_not_fit(run: Run, tmp_path: pathlib.Path) -> None:
+    """[W-24] They are refused before any of them is sent."""
+    what, blobs = tail_session(Backbone.from_model(tiny_model("llama"), name="tiny", taps=[1]))
+    assert what.tail is not None
+    large = dataclasses.replace(what, tail=dataclasses.replace(what.tail, intermediate_size=4096))
+    limits = Limits(frame=16 * 1024, chunk=8 * 1024, memory=4 * (16 * 1024 + 32))
+
+    async def main() -> None:
+        async with serving(tmp_path, limits=limits) as server, device(server) as client:
+            with pytest.raises(RemoteError, match=r"tail\.layers is 2; expected fewer") as caught:
+                await client.open(large)
+            assert caught.value.code == ErrorCode.SCHEMA_MISMATCH
+            await client.open(what, blobs=blobs.values())
+
+    run(main())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import pathlib
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mobillm.errors import ConfigError, ErrorCode, RemoteError, StorageError
+from mobillm.errors import ConfigError, ErrorCode, ModelError, RemoteError, StorageError
 from mobillm.protocol import Finished, Metrics
 from mobillm.server.batch import Batch
 from mobillm.server.engine import Job
@@ -119,6 +121,32 @@ def test_batches_come_while_the_trainer_is_built(run_once: Run, tmp_path: pathli
         await watcher.until(lambda: session.applied == 2)
         assert (session.received, session.durable) == (2, 2)
         assert (session.held, watcher.failures) == (0, [])
+        await session.close()
+        workers.close()
+
+    run_once(main())
+
+
+def test_a_session_that_could_not_start_keeps_no_weights(run_once: Run, tmp_path: pathlib.Path) -> None:
+    """What an error was raised over is free as soon as whoever waited for the start has seen it."""
+    weights: list[weakref.ref[Any]] = []
+
+    class Failing(LocalEngine):
+        async def begin(self, job: Job) -> Any:
+            frozen = np.zeros(1000)
+            weights.append(weakref.ref(frozen))
+            raise ModelError(f"{frozen.size} weights do not fit")
+
+    async def main() -> None:
+        workers = Workers()
+        session = Session(new_store(tmp_path, spec()), workers, Failing(workers))
+        for _ in range(2):
+            with pytest.raises(ModelError, match="do not fit"):
+                await session.begin(NO_BLOBS)
+        assert session.failure == "1000 weights do not fit"
+        await asyncio.sleep(0)
+        gc.collect()
+        assert [ref() for ref in weights] == [None, None]
         await session.close()
         workers.close()
 

@@ -137,7 +137,10 @@ def load_config(directory: Path) -> SideConfig:
         advice = "give the directory that --out of 'mobillm finetune' named"
         if (directory / PENDING_FILE).exists():
             advice = f"its result is still on the server: 'mobillm pull --out {directory}' fetches it"
-        raise ModelError(f"--side {directory} holds no side network (no readable {CONFIG_FILE}); {advice}")
+        seen = (
+            f"holds no side network (no readable {CONFIG_FILE})" if directory.exists() else "does not exist"
+        )
+        raise ModelError(f"--side {directory} {seen}; {advice}")
     return read_config(directory)
 
 

@@ -240,6 +240,15 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> i
 
 def _check_fit(backbone: Backbone, config: SideConfig) -> None:
     spec = config.spec
+    for what, seen, expected in (
+        ("hidden size", backbone.hidden_size, spec.model.hidden_size),
+        ("layers", backbone.layers, spec.model.layers),
+    ):
+        if seen != expected:
+            raise ModelError(
+                f"the backbone {backbone.name} has {what} {seen}, but the side network was trained with "
+                f"{spec.model.name}, which has {expected}; load that backbone"
+            )
     if spec.model.taps[-1] > backbone.loaded:
         raise ModelError(
             f"of the backbone {backbone.name} only {backbone.loaded} layers are loaded, but the side network "
@@ -251,15 +260,6 @@ def _check_fit(backbone: Backbone, config: SideConfig) -> None:
             f"the backbone holds its weights in {held}, but the side network was trained on taps of one with "
             f"{trained}; load it with --dtype {name_of_bits(config.bits)}"
         )
-    for what, seen, expected in (
-        ("hidden size", backbone.hidden_size, spec.model.hidden_size),
-        ("layers", backbone.layers, spec.model.layers),
-    ):
-        if seen != expected:
-            raise ModelError(
-                f"the backbone {backbone.name} has {what} {seen}, but the side network was trained with "
-                f"{spec.model.name}, which has {expected}; load that backbone"
-            )
 
 
 def _head_of(backbone: Backbone, spec: SessionSpec) -> FrozenHead | None:

@@ -81,8 +81,13 @@ def test_output(tmp_path: Path) -> None:
 def test_config(tmp_path: Path) -> None:
     """A directory without a side network is refused by the option's name."""
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path, tmp_path / "file", tmp_path / "none"):
-        with pytest.raises(ModelError, match=r"--side .* holds no side network"):
+    for name, text in (
+        (".", "holds no side network"),
+        ("file", "holds no side network"),
+        ("none", "does not exist"),
+    ):
+        folder = tmp_path / name
+        with pytest.raises(ModelError, match=rf"--side .* {text}"):
             load_config(folder)
 
 

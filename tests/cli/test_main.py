@@ -116,7 +116,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--debug", "--model", "m", "--side", "/none"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err
-    assert err.splitlines()[-1].startswith("mobillm: error: --side /none holds no side network")
+    assert err.splitlines()[-1].startswith("mobillm: error: --side /none does not exist; ")
 
 
 def test_ctrl_c_ends_a_waiting_command(model: str, side: str) -> None:

@@ -127,6 +127,7 @@ def fit_memory(args: argparse.Namespace, codec: CodecSpec) -> None:
         format=codec.formats[-1].name.lower(),
         block=codec.block,
         streamed=args.stream_weights,
+        tail=args.side_kind == "tail",
     )
     model = _figures(backbone)
     found, demand, reasons = choose(model, job, memory_limit=args.memory_limit, link=None, span=backbone.span)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from typing import Any
 
@@ -122,7 +123,7 @@ def _limited(model: str, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(
         **{
             "model": model, "dtype": "float32", "compute_dtype": "auto", "threads": 1,
-            "stream_weights": False,
+            "stream_weights": False, "side_kind": "ladder",
             "task": "classification", "taps": "all", "max_length": 128, "batch_size": 4,
             "memory_limit": 1 << 40, **changes,
         }
@@ -158,6 +159,12 @@ def test_fit_memory(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert needs[0] != needs[1] == needs[2]
     with pytest.raises(ConfigError, match="for single samples with streamed weights"):
         fit_memory(_limited(model, memory_limit=100 << 20), CodecSpec())
+    # Two copies of a layer while it is sent are more than small batches need.
+    monkeypatch.setattr(plan, "_figures", lambda _: dataclasses.replace(figures, sent_bytes=50 << 20))
+    fit_memory(_limited(model, stream_weights=True, taps="1"), CodecSpec())
+    assert "about 119 MiB" in capsys.readouterr().err
+    fit_memory(_limited(model, stream_weights=True, taps="1", side_kind="tail"), CodecSpec())
+    assert "about 218 MiB" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="another task than causal-lm"):
         fit_memory(_limited(model, task="causal-lm"), CodecSpec())
 

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import dataclasses
 import json
 import pathlib
-import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
-import torch
-import transformers
 
 from mobillm.device.dataset import Example
 from mobillm.device.finetune import _prepare, finetune, finetune_async
-from mobillm.device.progress import Progress, Report
-from mobillm.errors import ConfigError, ConnectionClosed, DataError, RemoteError
-from mobillm.formats import Format, row_size
-from mobillm.nn import tail
+from mobillm.device.progress import Progress
+from mobillm.errors import ConfigError, ConnectionClosed, DataError
+from mobillm.formats import Format
 from mobillm.nn.backbone import Backbone
-from mobillm.nn.models import resolve_model
 from mobillm.nn.sidetuned import SideTuned
-from mobillm.nn.streamed import StreamedBackbone
 from mobillm.protocol import FrameType, Message, decode_message
 from mobillm.protocol.frames import FrameBuffer
 from mobillm.spec import OptimizerSpec, SideSpec
 from mobillm.transport import Address
+from tests.device.texts import examples
 from tests.nn.tiny import tiny_model, tiny_tokenizer
 from tests.processes import TOKEN, server_process
 
@@ -52,17 +45,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the address of a server in another process."""
     with server_process(tmp_path_factory.mktemp("server")) as address:
         yield address
-
-
-def examples(count: int, seed: int = 0) -> list[Example]:
-    """Draw texts of two kinds of words, each kind a class."""
-    generator = random.Random(seed)
-    found = []
-    for _ in range(count):
-        kind = generator.randrange(2)
-        words = [f"w{generator.randrange(3, 20) + 18 * kind}" for _ in range(generator.randrange(3, 9))]
-        found.append(Example(" ".join(words), target=kind))
-    return found
 
 
 def test_classification_in_two_processes(server: str, backbone: Backbone, tmp_path: pathlib.Path) -> None:
@@ -400,115 +382,3 @@ def test_killed_device_goes_on(server: str, backbone: Backbone, tmp_path: pathli
     assert not (tmp_path / "broken" / "session.json").exists()
     name = "side_model.safetensors"
     assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks transformers
-def test_tail_in_two_processes(server: str, backbone: Backbone, tmp_path: pathlib.Path) -> None:
-    """LoRA is learnt from one tap; layers are sent once; PEFT predicts what our own predict does."""
-    texts: list[str] = []
-
-    def run(name: str) -> Report:
-        return finetune(
-            backbone.with_taps([1]),
-            examples(256),
-            server=server,
-            token=TOKEN,
-            labels=["low", "high"],
-            heldout=examples(32, seed=1),
-            side=TAIL,
-            optimizer=OptimizerSpec(lr=2e-2),
-            epochs=6,
-            batch_size=16,
-            output=tmp_path / name,
-            on_start=texts.append,
-        )
-
-    first, second = run("one"), run("two")
-    assert first.evaluation is not None
-    assert first.evaluation["accuracy"] > 0.8
-    assert second.bytes_sent < first.bytes_sent - 6000
-    assert (first.blob_bytes > 6000, second.blob_bytes) == (True, 0)
-    assert "the model's 2 layers above (public weights, 0.0 MB)" in texts[0]
-    files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == ["adapter_config.json", "adapter_model.safetensors", "side_config.json"]
-    for file in files[:2]:
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-    data = [example.text for example in examples(64, seed=2)]
-    ours = [p.scores for p in SideTuned.from_pretrained(backbone, tmp_path / "one").predict(data)]
-    whole: Any = backbone.model
-    kind: Any = transformers.AutoModelForSequenceClassification
-    config = copy.deepcopy(whole.config)
-    config.num_labels = 2
-    classifier = kind.from_config(config)
-    classifier.model.load_state_dict(whole.model.state_dict())
-    model = peft.PeftModel.from_pretrained(classifier, str(tmp_path / "one")).eval()
-    for text, scores in zip(data, ours, strict=True):
-        (ids,) = backbone.tokenize([text], 128)
-        with torch.no_grad():
-            theirs = model(input_ids=torch.tensor([ids])).logits[0].softmax(-1)
-        torch.testing.assert_close(torch.tensor(scores), theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_broken_off_while_layers_are_sent(server: str, tmp_path: pathlib.Path) -> None:
-    """The session is remembered before its layers have arrived; the same run again goes on with it."""
-    backbone = Backbone.from_model(tiny_model("opt"), tiny_tokenizer(), name="tiny", taps=[1])
-
-    async def broken_off() -> None:
-        def stop(progress: Progress) -> None:
-            if progress.stage == "upload" and progress.step == 2:
-                task.cancel()
-
-        run = finetune_async(
-            backbone, examples(16), server=server, token=TOKEN, side=TAIL, output=tmp_path, on_progress=stop
-        )
-        task = asyncio.create_task(run)
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(broken_off())
-    left = json.loads((tmp_path / "session.json").read_text())["session"]
-    report = finetune(backbone, examples(16), server=server, token=TOKEN, side=TAIL, output=tmp_path)
-    assert report.session == left
-    assert report.loss is not None
-    assert not (tmp_path / "session.json").exists()
-
-
-def test_refused_layers_leave_nothing_behind(
-    server: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A session whose layers the server does not take cannot be gone on with."""
-    backbone = Backbone.from_model(tiny_model("llama"), tiny_tokenizer(), name="tiny", taps=[1])
-    write = tail._write
-    monkeypatch.setattr(tail, "_write", lambda tensors: write(dict([*tensors.items()][1:])))
-    with pytest.raises(RemoteError, match="lack"):
-        finetune(backbone, examples(16), server=server, token=TOKEN, side=TAIL, output=tmp_path)
-    assert not (tmp_path / "session.json").exists()
-
-
-def test_tail_on_a_real_model(server: str, tmp_path: pathlib.Path) -> None:
-    """With SmolLM2's layers on the disk, what comes back predicts; a token takes at most 350 bytes."""
-    backbone = StreamedBackbone.from_pretrained(resolve_model("smollm2"), dtype="bfloat16", taps="1/2")
-    data = [Example("what a lovely day it was", target=1), Example("never again this awful place", target=0)]
-    seen: list[Progress] = []
-    report = finetune(
-        backbone,
-        data * 4,
-        server=server,
-        token=TOKEN,
-        labels=["bad", "good"],
-        side=SideSpec(kind="tail"),
-        epochs=2,
-        batch_size=8,
-        output=tmp_path / "side",
-        on_progress=seen.append,
-    )
-    assert (report.steps, seen[-1].samples) == (2, 8)
-    uploads = [(one.step, one.total_steps) for one in seen if one.stage == "upload"]
-    assert uploads == [(number, 16) for number in range(1, 17)]
-    assert report.bytes_sent > 15 * 7_000_000
-    packed = row_size(Format.ASYM4, 64, backbone.hidden_size)
-    assert packed <= 350
-    assert backbone.store is not None
-    assert backbone.store.reads <= 16  # 15 layers, and the first one again
-    found = SideTuned.from_pretrained(backbone, tmp_path / "side").predict([data[0].text])
-    assert found[0].label in ("bad", "good")

@@ -55,7 +55,8 @@ def test_what_is_kept_is_bounded() -> None:
     gc.collect()  # blocks of other tests that are released meanwhile would be kept, too
     blocks = [allocate(1 << 20) for _ in range(40)]
     del blocks
-    assert extension.kept() == extension.BOUND
+    # Blocks of other sizes that were there before may leave no room for a last one.
+    assert extension.BOUND - (1 << 20) < extension.kept() <= extension.BOUND
     small = [allocate(10_000) for _ in range(1000)]
     del small
     assert 0 < extension.kept() <= 512 * 10_000 + 10_000

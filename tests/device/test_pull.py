@@ -28,7 +28,8 @@ from mobillm.server.batch import Batch
 from mobillm.server.log import ActivationLog
 from mobillm.server.trainer import Trainer
 from tests.conftest import Run
-from tests.device.test_finetune import OPTIMIZER, SIDE, examples
+from tests.device.test_finetune import OPTIMIZER, SIDE
+from tests.device.texts import examples
 from tests.nn.tiny import tiny_model, tiny_tokenizer
 from tests.processes import TOKEN, server_process
 from tests.sessions import TOKEN as SERVING_TOKEN

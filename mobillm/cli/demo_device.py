@@ -11,7 +11,6 @@ import asyncio
 import dataclasses
 import json
 import pathlib
-import resource
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..device.arena import share_arena
+from ..device.arena import peak_bytes, share_arena
 from ..device.batches import make_batches
 from ..device.client import connect
 from ..device.dataset import Example
@@ -99,10 +98,6 @@ def _on_progress(progress: Progress) -> None:
     _print({"progress": dataclasses.asdict(progress)})
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _load(args: argparse.Namespace, *, lm_head: bool) -> Recorder:
     backbone = Backbone.from_pretrained(
         resolve_model("smollm2"), dtype="bfloat16", taps=args.taps, lm_head=lm_head
@@ -136,7 +131,7 @@ def _classify(args: argparse.Namespace) -> dict[str, Any]:
             epochs=args.epochs,
         )
     )
-    peak = _peak()
+    peak = peak_bytes()
     head = asyncio.run(_head_only(args, backbone, train, heldout))
     side = SideTuned.from_pretrained(backbone, args.output)
     shown = heldout[:SHOWN]
@@ -218,7 +213,7 @@ def _continue(args: argparse.Namespace) -> dict[str, Any]:
             on_progress=_on_progress,
         )
     )
-    peak = _peak()
+    peak = peak_bytes()
     tuned = SideTuned.from_pretrained(backbone, args.output)
     # A side network that was not trained yet adds nothing: this is the frozen model.
     head = FrozenHead.from_bytes(export_lm_head(backbone.model))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import resource
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import peft
 import torch
 import transformers
 
+from ..device.arena import peak_bytes
 from ..nn.compute import has_native_bf16
 from ..nn.gguf import dequantized_directory
 from ..nn.models import resolve_model
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad])
     tuned(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
     optimizer.step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     print(json.dumps({"peak_bytes": peak, "dtype": str(dtype).removeprefix("torch.")}), flush=True)
     return 0
 

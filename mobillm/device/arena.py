@@ -1,10 +1,14 @@
-"""How the C library hands out memory in a device's process."""
+"""How the C library hands out memory in a device's process, and how much it came to."""
 
 from __future__ import annotations
 
 import ctypes
+import re
+import resource
+import sys
+from pathlib import Path
 
-__all__ = ["share_arena"]
+__all__ = ["peak_bytes", "share_arena"]
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 
@@ -22,3 +26,19 @@ def share_arena() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(_M_ARENA_MAX, 1) == 1
+
+
+def peak_bytes() -> int:
+    """Return the most resident memory of this process so far.
+
+    Where the system keeps it apart (proc(5)) what getrusage(2) says is not asked: it may be that of the
+    process which started this one.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found is not None:
+        return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

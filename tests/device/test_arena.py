@@ -39,3 +39,19 @@ def test_threads_share_an_arena(how: str) -> None:
     )
     arenas = done.stderr.count("Arena ")
     assert arenas == 1 if how == "shared" else arenas > 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_peak_is_the_process_s_own() -> None:
+    """What the process that started it holds does not count; what it holds itself does."""
+    large = bytearray(b"x") * (400 << 20)
+    program = (
+        "from mobillm.device.arena import peak_bytes\n"
+        "before = peak_bytes()\n"
+        "kept = bytearray(b'x') * (64 << 20)\n"
+        "print(before, peak_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert len(large) > before
+    assert after >= before + (60 << 20)

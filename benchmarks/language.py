@@ -25,7 +25,7 @@ class Language:
     """One task of continuing texts; what has the lower perplexity is better.
 
     Attributes:
-        read: yields the samples of a part, ``train`` or ``dev``, of the folder of all tasks.
+        read: yields the samples of a part, ``train`` or ``dev``, from the folder that holds the tasks' own.
         limit: training samples that are used, the first ones.
 
     """
@@ -38,7 +38,7 @@ class Language:
     lower: bool = True
 
     def load(self, data: pathlib.Path, part: str) -> Dataset:
-        """Read a part, ``train`` or ``dev``, from the folder of all tasks."""
+        """Read a part, ``train`` or ``dev``, from the folder that holds the tasks' own."""
         wanted = self.limit if part == "train" else DEV
         return Dataset(tuple(itertools.islice(self.read(data, part), wanted)))
 

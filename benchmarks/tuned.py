@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.tuned", description=__doc__)
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="of all tasks")
+    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="of the task's files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=1)
     args = parser.parse_args(argv)

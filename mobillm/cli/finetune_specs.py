@@ -11,7 +11,7 @@ from ..formats import Format
 from ..nn.bits import BITS
 from ..spec import CodecSpec, OptimizerSpec, SideSpec, check_tokens
 
-__all__ = ["MAX_BITS", "MIN_BITS", "codec", "settle_kind", "specs"]
+__all__ = ["MAX_BITS", "MIN_BITS", "codec", "settle_kind", "settle_layers", "specs"]
 
 MIN_BITS, MAX_BITS = 3, 8  # of --bits auto: 3 bits cost little accuracy, see benchmarks/LOG.md
 
@@ -52,20 +52,23 @@ def settle_kind(args: argparse.Namespace) -> None:
     tail = args.side_kind == "tail"
     if args.side_rank is not None and not tail:
         raise ConfigError("side_rank", args.side_rank, "to be given with --side-kind tail only")
-    defaults = defaults_of(args.side_kind)
-    if args.taps is None:
-        args.taps = defaults.taps
+    settle_layers(args)
     if args.lr is None:
-        args.lr = defaults.optimizer.lr
-    if args.batch_size is None:
-        args.batch_size = defaults.batch_size
+        args.lr = defaults_of(args.side_kind).optimizer.lr
     if args.task == "causal-lm" and args.side_kind == "head":
         raise ConfigError("side_kind", args.side_kind, "ladder, parallel or tail for --task causal-lm")
     check_tokens(args.tokens, args.task, SideSpec(kind=args.side_kind, pool=args.side_pool))
-    if not tail:
-        return
-    # Of the layers above the tap none has to be in memory, then. Of quantized ones none is.
-    args.stream_weights |= args.dtype not in BITS
+
+
+def settle_layers(args: argparse.Namespace) -> None:
+    """Settle which layers are tapped, for how many samples at once, and where they are held."""
+    defaults = defaults_of(args.side_kind)
+    if args.taps is None:
+        args.taps = defaults.taps
+    if args.batch_size is None:
+        args.batch_size = defaults.batch_size
+    # Of the layers above a tail's tap none has to be in memory, then. Of quantized ones none is.
+    args.stream_weights |= args.side_kind == "tail" and args.dtype not in BITS
 
 
 def codec(args: argparse.Namespace) -> CodecSpec:

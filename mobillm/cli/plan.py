@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..defaults import DEFAULTS, TAIL_DEFAULTS, defaults_of
+from ..defaults import DEFAULTS, TAIL_DEFAULTS
 from ..device.plan import Demand, Job, ModelFigures, choose, predict
 from ..errors import ConfigError
 from ..formats import BLOCKS, Format
@@ -22,6 +22,7 @@ from ..spec import KINDS, CodecSpec, SideSpec
 from .arguments import Subparsers, add_command, add_model, at_least, between
 from .console import print_json, say
 from .failure import DONE
+from .finetune_specs import settle_layers
 from .loading import OPENED, loading, open_backbone
 
 if TYPE_CHECKING:
@@ -146,9 +147,7 @@ def fit_memory(args: argparse.Namespace, codec: CodecSpec) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, choose and print."""
-    defaults, tail = defaults_of(args.side_kind), args.side_kind == "tail"
-    args.taps, args.batch_size = args.taps or defaults.taps, args.batch_size or defaults.batch_size
-    args.stream_weights |= tail and args.dtype not in BITS
+    settle_layers(args)
     with loading("torch"):
         backbone = open_backbone(args, taps=args.taps)
     if backbone.positions is not None and args.length > backbone.positions:
@@ -166,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
         format=args.format,
         block=args.block,
         streamed=args.stream_weights,
-        tail=tail,
+        tail=args.side_kind == "tail",
     )
     job, demand, reasons = choose(
         model, job, memory_limit=args.memory_limit, link=args.link, span=backbone.span

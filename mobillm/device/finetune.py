@@ -256,7 +256,8 @@ async def finetune_async(
         if uplink.received:
             logger.warning("= going on after batch %d of %d", uplink.received, len(job.batches))
         if resume is not None:
-            resume.save(uplink.id, job.spec, uplink.session.equalizers)
+            if unfinished is not None:  # the server may know fewer of its equalizers
+                resume.save(uplink.id, job.spec, uplink.session.equalizers)
             uplink.on_equalizers = functools.partial(resume.save, uplink.id, job.spec)
         pipeline = Pipeline(backbone, uplink, queue=limits.queue, trace=trace, duty=options.get("duty", 1.0))
         watch = Watch(uplink, pipeline, trace)

@@ -56,8 +56,9 @@ PLANS = {
     "mobillm_int8": Plan((4,), ()),
     "mobillm_tail": Plan((1, 2), ()),
     "mobillm_tail_int8": Plan((2,), ()),
+    "mobillm_tail_half": Plan((2,), ()),
 }
-OURS = ("mobillm", "mobillm_int8", "mobillm_tail", "mobillm_tail_int8")
+OURS = ("mobillm", "mobillm_int8", "mobillm_tail", "mobillm_tail_int8", "mobillm_tail_half")
 # Its steps are LoRA's, to the bit where arithmetic is exact; only the time differs.
 SAME_AS = {"lora_checkpointing": "lora"}
 

@@ -36,10 +36,11 @@ __all__ = ["METHODS", "main"]
 
 
 class Method(NamedTuple):
-    """What is trained on the server, from what."""
+    """What is trained on the server, from what; taps are the command's where none are named."""
 
     side: str
     dtype: str = "bfloat16"
+    taps: str | None = None
 
 
 METHODS = {
@@ -47,6 +48,7 @@ METHODS = {
     "mobillm_int8": Method("ladder", "int8"),
     "mobillm_tail": Method("tail"),
     "mobillm_tail_int8": Method("tail", "int8"),
+    "mobillm_tail_half": Method("tail", taps="1/2"),
 }
 
 
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     backbone = mobillm.Backbone.from_pretrained(
         "smollm2",
         dtype=method.dtype,
-        taps=defaults_of(method.side).taps,
+        taps=method.taps or defaults_of(method.side).taps,
         lm_head=task.kind == "causal-lm",
     )
     with server() as access, tempfile.TemporaryDirectory() as folder:

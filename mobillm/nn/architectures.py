@@ -8,18 +8,19 @@ from typing import Any
 
 import transformers
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from ..errors import ModelError
 from ..spec import ARCHITECTURES, SessionSpec, TailSpec
 from .layers import Parts
+from .ragged import Ragged
+from .ragged_attention import attend
+from .rotary_layer import RMSNorm, RotaryLayer
 
 __all__ = ["Architecture", "architecture_of", "describe"]
 
 _OPT_EPS = 1e-5  # that of torch's LayerNorm, which OPT does not change
-_NO_TOKENS: dict[str, Any] = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+_ATTENTION = "mobillm_ragged"
 _ROTARY = ("default", "linear", "llama3")  # frequencies that do not depend on the sample
 
 
@@ -28,8 +29,7 @@ class Architecture:
     """How the layers of a model are made and named.
 
     Attributes:
-        config: makes the configuration of layers that a spec describes.
-        layer: makes a layer of a configuration and its number.
+        layer: makes a layer of what a spec says and its number above the tap.
         norm: makes the final norm of a width and an epsilon.
         norms: names of a layer's norms, before attention and before what follows it.
         inner: computes what follows attention and the second norm in a layer.
@@ -39,8 +39,7 @@ class Architecture:
 
     """
 
-    config: Callable[[SessionSpec, TailSpec], Any]
-    layer: Callable[[Any, int], nn.Module]
+    layer: Callable[[SessionSpec, TailSpec, int], nn.Module]
     norm: Callable[[int, float], nn.Module]
     norms: tuple[str, str]
     inner: Callable[[Any, Tensor], Tensor]
@@ -49,24 +48,41 @@ class Architecture:
     needs: dict[str, Any]
 
 
-def _rotary_config(kind: Callable[..., Any]) -> Callable[[SessionSpec, TailSpec], Any]:
-    def config(spec: SessionSpec, tail: TailSpec) -> Any:
-        return kind(
-            vocab_size=1,
-            hidden_size=spec.model.hidden_size,
-            intermediate_size=tail.intermediate_size,
-            num_hidden_layers=len(tail.layers),
-            num_attention_heads=tail.heads,
-            num_key_value_heads=tail.kv_heads,
-            rms_norm_eps=tail.eps,
-            **_NO_TOKENS,
+def _rotary(bias: bool) -> Callable[[SessionSpec, TailSpec, int], nn.Module]:
+    def layer(spec: SessionSpec, tail: TailSpec, number: int) -> nn.Module:
+        return RotaryLayer(
+            width=spec.model.hidden_size,
+            inner=tail.intermediate_size,
+            heads=tail.heads,
+            kv_heads=tail.kv_heads,
+            eps=tail.eps,
+            bias=bias,
+            number=number,
         )
 
-    return config
+    return layer
 
 
-def _opt_config(spec: SessionSpec, tail: TailSpec) -> Any:
-    return transformers.OPTConfig(
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Ragged | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend as transformers' layers ask for it."""
+    return attend(query, key, value, layout, scaling=scaling), None
+
+
+transformers.AttentionInterface.register(_ATTENTION, _attend)
+
+
+def _opt_layer(spec: SessionSpec, tail: TailSpec, number: int) -> nn.Module:
+    config = transformers.OPTConfig(
         vocab_size=1,
         hidden_size=spec.model.hidden_size,
         ffn_dim=tail.intermediate_size,
@@ -74,15 +90,18 @@ def _opt_config(spec: SessionSpec, tail: TailSpec) -> Any:
         num_attention_heads=tail.heads,
         word_embed_proj_dim=spec.model.hidden_size,
         dropout=0.0,
-        **_NO_TOKENS,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
     )
+    config._attn_implementation = _ATTENTION
+    return OPTDecoderLayer(config, number)
 
 
 _KNOWN = {
     "llama": Architecture(
-        config=_rotary_config(transformers.LlamaConfig),
-        layer=LlamaDecoderLayer,
-        norm=LlamaRMSNorm,
+        layer=_rotary(bias=False),
+        norm=RMSNorm,
         norms=("input_layernorm", "post_attention_layernorm"),
         inner=lambda layer, values: layer.mlp(values),
         place="layers",
@@ -90,9 +109,8 @@ _KNOWN = {
         needs={"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"},
     ),
     "qwen2": Architecture(
-        config=_rotary_config(transformers.Qwen2Config),
-        layer=Qwen2DecoderLayer,
-        norm=LlamaRMSNorm,
+        layer=_rotary(bias=True),
+        norm=RMSNorm,
         norms=("input_layernorm", "post_attention_layernorm"),
         inner=lambda layer, values: layer.mlp(values),
         place="layers",
@@ -100,8 +118,7 @@ _KNOWN = {
         needs={"use_sliding_window": False, "hidden_act": "silu"},
     ),
     "opt": Architecture(
-        config=_opt_config,
-        layer=OPTDecoderLayer,
+        layer=_opt_layer,
         norm=lambda width, eps: nn.LayerNorm(width, eps),
         norms=("self_attn_layer_norm", "final_layer_norm"),
         inner=lambda layer, values: layer.fc2(layer.activation_fn(layer.fc1(values))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .adapter import SCALE
 
-__all__ = ["LoRALinear"]
+__all__ = ["LoRALinear", "products"]
 
 
 class LoRALinear(nn.Module):
@@ -35,42 +36,66 @@ class LoRALinear(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Map ``[..., in]`` to ``[..., out]``."""
-        weight, bias = self.frozen.weight, self.frozen.bias
-        out: Tensor = cast(Any, _Product).apply(values, weight, bias, self.lora_A, self.lora_B)
+        (out,) = products(values, [self])
         return out
 
 
-class _Product(torch.autograd.Function):
-    """The whole product as one step.
+def products(values: Tensor, layers: Sequence[LoRALinear]) -> tuple[Tensor, ...]:
+    """Return what each of some layers makes of the same values, as one step of autograd.
 
-    Autograd alone would keep a wide copy of the frozen matrix, and pass over outputs and gradients several
-    times more: what is added by the small matrices is summed into them here as it is made.
+    Args:
+        values: ``[..., in]``.
+        layers: of one rank.
+
+    Returns:
+        ``[..., out]`` of each layer.
+
+    """
+    rows = values.reshape(-1, values.shape[-1])
+    frozen = [layer.frozen for layer in layers]
+    trained = [layer.lora_A for layer in layers] + [layer.lora_B for layer in layers]
+    outs = cast(Any, _Products).apply(rows, frozen, *trained)
+    return tuple(out.reshape(*values.shape[:-1], out.shape[-1]) for out in outs)
+
+
+class _Products(torch.autograd.Function):
+    """Products of the same rows with several layers.
+
+    Autograd alone would keep a wide copy of each frozen matrix, and pass over outputs and gradients several
+    times more: what is added by the small matrices is summed into them here as it is made, and all layers'
+    small matrices that meet the rows do so as one.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
-    ) -> Tensor:
-        dtype = values.dtype
-        rows = values.reshape(-1, values.shape[-1])
-        low = F.linear(rows, down.to(dtype))
-        out = F.linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype))
-        out.addmm_(low, up.to(dtype).t(), alpha=SCALE)
-        ctx.weight = weight
-        ctx.save_for_backward(rows, low, down, up)
-        return out.reshape(*values.shape[:-1], len(weight))
+    def forward(ctx: Any, rows: Tensor, frozen: Sequence[nn.Linear], *trained: Tensor) -> tuple[Tensor, ...]:
+        dtype = rows.dtype
+        downs, ups = trained[: len(frozen)], trained[len(frozen) :]
+        lows = F.linear(rows, torch.cat(downs).to(dtype))
+        outs = []
+        for layer, low, up in zip(frozen, torch.split(lows, len(downs[0]), 1), ups, strict=True):
+            bias: Tensor | None = layer.bias
+            out = F.linear(rows, layer.weight.to(dtype), None if bias is None else bias.to(dtype))
+            outs.append(out.addmm_(low, up.to(dtype).t(), alpha=SCALE))
+        ctx.frozen = frozen
+        ctx.save_for_backward(rows, lows, *trained)
+        return tuple(outs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
-        rows, low, down, up = ctx.saved_tensors
-        dtype = gradient.dtype
-        into = gradient.reshape(-1, gradient.shape[-1])
-        through = (into @ up.to(dtype)).mul_(SCALE)
-        # In the order in which the longer side of the small matrices' gradients stays contiguous.
-        of_up = (low.t() @ into).mul_(SCALE).t()
-        of_down = through.t() @ rows
-        of_values = None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, lows, *trained = ctx.saved_tensors
+        downs, ups = trained[: len(gradients)], trained[len(gradients) :]
+        dtype, rank = rows.dtype, len(downs[0])
+        throughs = torch.empty_like(lows)
+        of_ups = []
+        parts = (torch.split(each, rank, 1) for each in (lows, throughs))
+        for gradient, low, through, up in zip(gradients, *parts, ups, strict=True):
+            torch.mm(gradient, up.to(dtype), out=through)
+            # In the order in which the longer side of the small matrices' gradients stays contiguous.
+            of_ups.append((low.t() @ gradient).mul_(SCALE).t().to(up.dtype))
+        of_downs = torch.split((throughs.mul_(SCALE).t() @ rows).to(downs[0].dtype), rank)
+        of_rows = None
         if ctx.needs_input_grad[0]:
-            of_values = (into @ ctx.weight.to(dtype)).addmm_(through, down.to(dtype))
-            of_values = of_values.reshape(*gradient.shape[:-1], rows.shape[-1])
-        return of_values, None, None, of_down.to(down.dtype), of_up.to(up.dtype)
+            of_rows = throughs @ torch.cat(downs).to(dtype)
+            for gradient, layer in zip(gradients, ctx.frozen, strict=True):
+                of_rows.addmm_(gradient, layer.weight.to(dtype))
+        return of_rows, None, *of_downs, *of_ups

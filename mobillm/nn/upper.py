@@ -10,8 +10,6 @@ from typing import Any, cast
 import safetensors
 import safetensors.torch
 import torch
-import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,7 +24,6 @@ from .ragged import Ragged
 
 __all__ = ["KEPT", "WIDE", "FrozenLayers", "UpperLayers", "frozen_values", "held_type", "inner_bytes"]
 
-_ATTENTION = "mobillm_ragged"
 # Bytes that what layers compute inside may take until the backward pass; beyond that it is computed again.
 KEPT = 2 << 30
 # Bytes up to which a server holds frozen weights in the type that it computes in: making that anew for each
@@ -57,45 +54,6 @@ def inner_bytes(spec: SessionSpec) -> int:
     """Return what a tail's layers compute inside for one token in training, in bytes, all of it in fp32."""
     assert spec.tail is not None
     return len(spec.tail.layers) * 4 * (16 * spec.model.hidden_size + 8 * spec.tail.intermediate_size)
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: Ragged | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attend inside each sample; query, key and value are ``[1, heads, N, size]``.
-
-    Without a layout they are of one sample, and the queries those of its last tokens.
-    """
-    grouped = query.shape[1] != key.shape[1]
-    if layout is None:
-        steps = torch.arange(key.shape[2], device=key.device)
-        mask = steps <= steps[key.shape[2] - query.shape[2] :, None]
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped
-        )
-        return mixed.transpose(1, 2), None
-    # On a CPU the backward pass of attention is four times slower in bf16 than in fp32.
-    dtype = torch.float32 if query.requires_grad and query.device.type == "cpu" else query.dtype
-
-    def attend(part: Ragged, *values: Tensor) -> Tensor:
-        q, k, v = (part.pad(each.to(dtype)).transpose(1, 2) for each in values)  # [B, heads, T, size]
-        # With the padding at the right no valid token sees it under a causal mask.
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        return part.unpad(mixed.transpose(1, 2))
-
-    mixed = layout.apart(attend, *(each[0].transpose(0, 1) for each in (query, key, value)))
-    return mixed[None].to(query.dtype), None
-
-
-transformers.AttentionInterface.register(_ATTENTION, _attend)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -181,13 +139,11 @@ class UpperLayers(nn.Module):
         assert spec.tail is not None
         self._first = spec.model.taps[0]
         known = architecture_of(spec.tail)
-        config = known.config(spec, spec.tail)
-        config._attn_implementation = _ATTENTION
         self._place, self._norms, self._inside = known.place, known.norms, known.inner
         self._inner = inner_bytes(spec)
         width = spec.model.hidden_size
         with torch.device("meta"):
-            self.layers = nn.ModuleList(known.layer(config, n) for n in range(len(spec.tail.layers)))
+            self.layers = nn.ModuleList(known.layer(spec, spec.tail, n) for n in range(len(spec.tail.layers)))
             self.norm = known.norm(width, spec.tail.eps)
             rates = torch.empty(width // spec.tail.heads // 2) if known.rotary else None
         self.register_buffer("inv_freq", rates)

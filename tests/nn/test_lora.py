@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mobillm.nn.adapter import SCALE
-from mobillm.nn.lora import LoRALinear
+from mobillm.nn.lora import LoRALinear, products
 
 
 def test_it_starts_as_the_frozen_layer() -> None:
@@ -49,6 +49,28 @@ def test_it_computes_what_peft_computes() -> None:
     torch.testing.assert_close(both[0].grad, both[1].grad)
     torch.testing.assert_close(layer.lora_A.grad, theirs.lora_A["default"].weight.grad)
     torch.testing.assert_close(layer.lora_B.grad, theirs.lora_B["default"].weight.grad)
+
+
+def test_several_layers_of_the_same_values() -> None:
+    """Together they compute what each computes alone, forward and backward."""
+    layers = [LoRALinear(nn.Linear(6, width).requires_grad_(False), 3) for width in (5, 8, 2)]
+    for layer in layers:
+        nn.init.normal_(layer.lora_B)
+    values = torch.randn(2, 7, 6)
+    found = []
+    for together in (False, True):
+        inputs = values.clone().requires_grad_()
+        outs = products(inputs, layers) if together else [layer(inputs) for layer in layers]
+        sum(
+            ((number + 1) * out.square().sum() for number, out in enumerate(outs)), torch.zeros(())
+        ).backward()
+        trained = [p for layer in layers for p in (layer.lora_A, layer.lora_B)]
+        found.append([*outs, inputs.grad, *(p.grad for p in trained)])
+        for parameter in trained:
+            parameter.grad = None
+    for alone, joined in zip(*found, strict=True):
+        assert alone is not None
+        torch.testing.assert_close(joined, alone)
 
 
 def test_a_frozen_layer_of_another_type() -> None:

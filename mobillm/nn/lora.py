@@ -70,12 +70,13 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, frozen: Sequence[nn.Linear], *trained: Tensor) -> tuple[Tensor, ...]:
         dtype = rows.dtype
         downs, ups = trained[: len(frozen)], trained[len(frozen) :]
-        lows = F.linear(rows, torch.cat(downs).to(dtype))
+        # Wide and low rather than narrow and high: BLAS is up to four times faster so.
+        lows = torch.cat(downs).to(dtype) @ rows.t()
         outs = []
-        for layer, low, up in zip(frozen, torch.split(lows, len(downs[0]), 1), ups, strict=True):
+        for layer, low, up in zip(frozen, torch.split(lows, len(downs[0])), ups, strict=True):
             bias: Tensor | None = layer.bias
             out = F.linear(rows, layer.weight.to(dtype), None if bias is None else bias.to(dtype))
-            outs.append(out.addmm_(low, up.to(dtype).t(), alpha=SCALE))
+            outs.append(out.addmm_(low.t(), up.to(dtype).t(), alpha=SCALE))
         ctx.frozen = frozen
         ctx.save_for_backward(rows, lows, *trained)
         return tuple(outs)
@@ -87,15 +88,14 @@ class _Products(torch.autograd.Function):
         dtype, rank = rows.dtype, len(downs[0])
         throughs = torch.empty_like(lows)
         of_ups = []
-        parts = (torch.split(each, rank, 1) for each in (lows, throughs))
+        parts = (torch.split(each, rank) for each in (lows, throughs))
         for gradient, low, through, up in zip(gradients, *parts, ups, strict=True):
-            torch.mm(gradient, up.to(dtype), out=through)
-            # In the order in which the longer side of the small matrices' gradients stays contiguous.
-            of_ups.append((low.t() @ gradient).mul_(SCALE).t().to(up.dtype))
-        of_downs = torch.split((throughs.mul_(SCALE).t() @ rows).to(downs[0].dtype), rank)
+            torch.mm(up.to(dtype).t(), gradient.t(), out=through)
+            of_ups.append((low @ gradient).mul_(SCALE).t().to(up.dtype))
+        of_downs = torch.split((throughs.mul_(SCALE) @ rows).to(downs[0].dtype), rank)
         of_rows = None
         if ctx.needs_input_grad[0]:
-            of_rows = throughs @ torch.cat(downs).to(dtype)
+            of_rows = throughs.t() @ torch.cat(downs).to(dtype)
             for gradient, layer in zip(gradients, ctx.frozen, strict=True):
                 of_rows.addmm_(gradient, layer.weight.to(dtype))
         return of_rows, None, *of_downs, *of_ups

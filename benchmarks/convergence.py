@@ -26,7 +26,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -132,15 +132,15 @@ class Study:
         """Return the numbers of epochs of a method; texts to continue are seen once."""
         return (1,) if TASKS[self.task].lower else PLANS[method].budgets
 
-    def measure(self, methods: Iterable[str]) -> None:
-        """Measure the time of each method anew."""
-        for method in methods:
+    def measure(self, methods: Mapping[str, Sequence[int]]) -> None:
+        """Measure the time of each method anew, of ours for each of the given numbers of epochs."""
+        for method, budgets in methods.items():
             if method not in OURS:
                 self._path(f"{method}-time").unlink(missing_ok=True)
                 arguments = [method, self.task, "--lr", "1e-4", "--steps", str(TIMED_STEPS)]
                 self.point(f"{method}-time", "baselines", arguments)
                 continue
-            for epochs in self.budgets(method):
+            for epochs in budgets:
                 self._path(f"{method}-time-e{epochs}").unlink(missing_ok=True)
                 self.point(f"{method}-time-e{epochs}", "tuned", [method, self.task, "--epochs", str(epochs)])
 
@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--epochs {args.epochs} leaves nothing of {method}, which has {study.budgets(method)}"
             )
     if args.time:
-        study.measure([*args.methods, *(name for name, twin in SAME_AS.items() if twin in args.methods)])
+        study.measure(chosen | {name: [] for name, twin in SAME_AS.items() if twin in chosen})
     times = study.times()
     task = TASKS[args.task]
     samples = len(task.load(args.data, "train").examples)

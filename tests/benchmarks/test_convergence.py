@@ -111,6 +111,26 @@ def test_time_of_whole_runs(tmp_path: Path) -> None:
     assert study.times() == {"lora": {"device": 0.5}, "mobillm_tail": {"device": 0.15, "wall.e2": 90.0}}
 
 
+def test_time_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only of the methods and numbers of epochs that are asked for, and not from a file that is there."""
+    study = convergence.Study("sst2", tmp_path, tmp_path, Console(file=sys.stderr))
+    names = ["lora-time", "mobillm_tail-time-e1", "mobillm_tail-time-e2"]
+    for name in names:
+        (tmp_path / f"sst2-{name}.json").write_text("{}")
+    asked = []
+
+    def point(name: str, module: str, arguments: list[str]) -> None:
+        asked.append((name, module, arguments[:2]))
+
+    monkeypatch.setattr(study, "point", point)
+    study.measure({"lora": (1, 2), "mobillm_tail": (2,)})
+    assert asked == [
+        ("lora-time", "baselines", ["lora", "sst2"]),
+        ("mobillm_tail-time-e2", "tuned", ["mobillm_tail", "sst2"]),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["sst2-mobillm_tail-time-e1.json"]
+
+
 def test_budgets_that_a_method_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A choice of epochs that leaves nothing of a method is refused before anything runs."""
     with pytest.raises(SystemExit):

@@ -13,7 +13,7 @@ from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from ..errors import ModelError
 from ..spec import ARCHITECTURES, SessionSpec, TailSpec
 from .layers import Parts
-from .ragged import Ragged
+from .ragged import Padding
 from .ragged_attention import attend
 from .rotary_layer import RMSNorm, RotaryLayer
 
@@ -70,7 +70,7 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    layout: Ragged | None,
+    layout: Padding | None,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 
-__all__ = ["Ragged"]
+__all__ = ["Padding", "Ragged"]
 
 _WASTE = 4  # positions for each token, up to which all samples are padded together
+
+
+class Padding(Protocol):
+    """A layout of rows that attention can pad."""
+
+    def pad(self, values: Tensor) -> Tensor:
+        """Spread rows to ``[B, T, ...]``."""
+        ...
+
+    def unpad(self, values: Tensor) -> Tensor:
+        """Gather padded values to rows."""
+        ...
+
+    def apart(self, work: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        """Do what pads, for some samples at a time."""
+        ...
 
 
 class Ragged:
@@ -46,6 +63,16 @@ class Ragged:
         self.mask = steps < lengths[:, None]  # [B, T]
         self._flat = self.mask.flatten().nonzero().squeeze(1)  # [N] positions in the padded form
 
+    @property
+    def wasteful(self) -> bool:
+        """Whether most places would be padding if all samples were padded together."""
+        return self.samples * self.longest > _WASTE * self.tokens
+
+    def places(self) -> Tensor:
+        """Return ``[N]``, each row's place in its sample, from 0."""
+        starts = self.starts.repeat_interleave(self.lengths)
+        return torch.arange(self.tokens, device=starts.device) - starts
+
     def pad(self, values: Tensor) -> Tensor:
         """Spread ragged ``[N, ...]`` values to ``[B, T, ...]``; the padding is zero."""
         shape = (self.samples, self.longest, *values.shape[1:])
@@ -72,7 +99,7 @@ class Ragged:
             ``[N, ...]`` values.
 
         """
-        if self.samples * self.longest <= _WASTE * self.tokens:
+        if not self.wasteful:
             return work(self, *values)
         rows, pieces = [], []
         octaves = torch.frexp(self.lengths.double()).exponent

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ragged import Ragged
+from .ragged import Padding
 
 __all__ = ["attend"]
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, layout: Ragged | None, *, scaling: float | None = None
+    query: Tensor, key: Tensor, value: Tensor, layout: Padding | None, *, scaling: float | None = None
 ) -> Tensor:
     """Mix values; key and value may have fewer heads, which divide the query's.
 
@@ -39,7 +39,7 @@ def attend(
     # On a CPU the backward pass of attention is four times slower in bf16 than in fp32.
     dtype = torch.float32 if query.requires_grad and query.device.type == "cpu" else query.dtype
 
-    def padded(part: Ragged, *values: Tensor) -> Tensor:
+    def padded(part: Padding, *values: Tensor) -> Tensor:
         q, k, v = (part.pad(each.to(dtype)).transpose(1, 2) for each in values)  # [B, heads, T, size]
         # With the padding at the right no valid token sees it under a causal mask.
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .lora import LoRALinear, products
-from .ragged import Ragged
+from .ragged import Padding
 from .ragged_attention import attend
 
 __all__ = ["RMSNorm", "RotaryLayer"]
@@ -86,7 +86,7 @@ class _Attention(nn.Module):
         hidden_states: Tensor,
         *,
         position_embeddings: tuple[Tensor, Tensor],
-        layout: Ragged | None,
+        layout: Padding | None,
         past_key_values: Any = None,
         attention_mask: None = None,
     ) -> tuple[Tensor, None]:

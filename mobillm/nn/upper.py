@@ -20,6 +20,7 @@ from .architectures import architecture_of
 from .attention import KeyValues
 from .compute import compute_type
 from .lora import LoRALinear
+from .prefix import SharedPrefix
 from .ragged import Ragged
 
 __all__ = ["KEPT", "WIDE", "FrozenLayers", "UpperLayers", "frozen_values", "held_type", "inner_bytes"]
@@ -179,10 +180,14 @@ class UpperLayers(nn.Module):
             ``[R, d]`` or ``[N, d]`` in the type of computing.
 
         """
-        starts = layout.starts.repeat_interleave(layout.lengths)
-        hidden, named = self._begin(tap, torch.arange(layout.tokens, device=starts.device) - starts)
-        named["layout"] = layout
-        again = torch.is_grad_enabled() and layout.tokens * self._inner > KEPT
+        places = layout.places()
+        shared = SharedPrefix.of(tap, layout)
+        if shared is not None:
+            tap, places = tap[shared.kept], places[shared.kept]
+            rows = None if rows is None else shared.held(rows)
+        hidden, named = self._begin(tap, places)
+        named["layout"] = layout if shared is None else shared
+        again = torch.is_grad_enabled() and len(tap) * self._inner > KEPT
         steps: list[Callable[..., Tensor]] = list(self.layers)
         if rows is not None:
             steps[-1] = functools.partial(self._last_layer, rows=rows)
@@ -193,7 +198,7 @@ class UpperLayers(nn.Module):
             else:
                 hidden = step(hidden, **named)
         out: Tensor = self.norm(hidden[0])
-        return out
+        return out if shared is None or rows is not None else shared.spread(out)
 
     def extend(self, tap: Tensor, past: Sequence[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
         """Compute the final norm's output for new tokens of one sample.

@@ -29,6 +29,7 @@ from mobillm.spec import ARCHITECTURES
 from tests.nn.tiny import SAMPLES, VOCABULARY, collect, tail_session, tiny_model, tiny_tokenizer
 
 LENGTHS = torch.tensor([len(sample) for sample in SAMPLES])
+ALIKE = [[7, 5, 9, 4], [7, 5, 9], [7, 5, 3, 8, 9]]  # two tokens are the same
 
 
 def tiny(architecture: str = "llama", tap: int = 1) -> Backbone:
@@ -202,9 +203,13 @@ def gradients(backbone: Backbone, samples: list[list[int]]) -> dict[str, Tensor]
     return found
 
 
-@pytest.mark.parametrize("samples", [SAMPLES, [[3], [9, 4], *([[5]] * 8), list(range(3, 29))]])
+@pytest.mark.parametrize(
+    "samples",
+    [SAMPLES, [[3], [9, 4], *([[5]] * 8), list(range(3, 29))], ALIKE],
+    ids=["together", "apart", "alike"],
+)
 def test_a_batch_is_the_mean_of_its_samples(samples: list[list[int]]) -> None:
-    """Samples side by side do not see one another, forward or backward, padded together or not."""
+    """Samples side by side do not see one another, forward or backward, however they are laid out."""
     backbone = tiny()
     together = gradients(backbone, samples)
     alone = [gradients(backbone, [sample]) for sample in samples]
@@ -213,12 +218,31 @@ def test_a_batch_is_the_mean_of_its_samples(samples: list[list[int]]) -> None:
         torch.testing.assert_close(gradient, mean, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_that_are_wanted(architecture: str) -> None:
-    """Leaving out what nothing looks at changes neither the other rows nor any gradient."""
-    backbone, layout = tiny(architecture), Ragged(LENGTHS)
+def test_what_samples_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers see the rows at which a batch's samples begin alike once, and the result is of all rows."""
+    backbone = tiny()
     spec, _ = tail_session(backbone)
-    tap = collect(backbone, SAMPLES)[-1]
+    network = SideNetwork.from_spec(spec, tail=upper_weights(backbone, 1))
+    assert network.upper is not None
+    seen: list[int] = []
+
+    def noted(_module: object, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].shape[1])
+
+    network.upper.layers[0].register_forward_pre_hook(noted)
+    for samples, rows in ((ALIKE, 8), (SAMPLES, 11), (ALIKE[:1], 4)):
+        layout = Ragged(torch.tensor([len(sample) for sample in samples]))
+        out = network.upper(collect(backbone, samples)[-1], layout)
+        assert (len(out), seen[-1]) == (layout.tokens, rows)
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, ALIKE], ids=["together", "alike"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_that_are_wanted(architecture: str, samples: list[list[int]]) -> None:
+    """Leaving out what nothing looks at changes neither the other rows nor any gradient."""
+    backbone, layout = tiny(architecture), Ragged(torch.tensor([len(sample) for sample in samples]))
+    spec, _ = tail_session(backbone)
+    tap = collect(backbone, samples)[-1]
     found = []
     for rows in (None, layout.pooled_rows("last")):
         network = disturbed(SideNetwork.from_spec(spec, tail=upper_weights(backbone, 1))).train()

@@ -31,8 +31,7 @@ class Architecture:
     Attributes:
         layer: makes a layer of what a spec says and its number above the tap.
         norm: makes the final norm of a width and an epsilon.
-        norms: names of a layer's norms, before attention and before what follows it.
-        inner: computes what follows attention and the second norm in a layer.
+        some: computes a layer of ``[1, N, width]`` for distinct ``rows`` ``[R]`` alone.
         place: where the layers are in the model without its head.
         rotary: whether positions enter in each layer, as rotations.
         needs: what else a model's configuration must say.
@@ -41,8 +40,7 @@ class Architecture:
 
     layer: Callable[[SessionSpec, TailSpec, int], nn.Module]
     norm: Callable[[int, float], nn.Module]
-    norms: tuple[str, str]
-    inner: Callable[[Any, Tensor], Tensor]
+    some: Callable[..., Tensor]
     place: str
     rotary: bool
     needs: dict[str, Any]
@@ -98,12 +96,21 @@ def _opt_layer(spec: SessionSpec, tail: TailSpec, number: int) -> nn.Module:
     return OPTDecoderLayer(config, number)
 
 
+def _some_of_opt(layer: Any, hidden: Tensor, *, rows: Tensor, **named: Any) -> Tensor:
+    mixed, _ = layer.self_attn(
+        hidden_states=layer.self_attn_layer_norm(hidden), attention_mask=None, **named
+    )  # fmt: skip
+    chosen: Tensor = (hidden + mixed)[:, rows]
+    inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(chosen)))
+    out: Tensor = chosen + layer.fc2(inner)
+    return out
+
+
 _KNOWN = {
     "llama": Architecture(
         layer=_rotary(bias=False),
         norm=RMSNorm,
-        norms=("input_layernorm", "post_attention_layernorm"),
-        inner=lambda layer, values: layer.mlp(values),
+        some=RotaryLayer.__call__,
         place="layers",
         rotary=True,
         needs={"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"},
@@ -111,8 +118,7 @@ _KNOWN = {
     "qwen2": Architecture(
         layer=_rotary(bias=True),
         norm=RMSNorm,
-        norms=("input_layernorm", "post_attention_layernorm"),
-        inner=lambda layer, values: layer.mlp(values),
+        some=RotaryLayer.__call__,
         place="layers",
         rotary=True,
         needs={"use_sliding_window": False, "hidden_act": "silu"},
@@ -120,8 +126,7 @@ _KNOWN = {
     "opt": Architecture(
         layer=_opt_layer,
         norm=lambda width, eps: nn.LayerNorm(width, eps),
-        norms=("self_attn_layer_norm", "final_layer_norm"),
-        inner=lambda layer, values: layer.fc2(layer.activation_fn(layer.fc1(values))),
+        some=_some_of_opt,
         place="decoder.layers",
         rotary=False,
         needs={

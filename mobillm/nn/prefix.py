@@ -26,6 +26,7 @@ class SharedPrefix:
 
     Attributes:
         kept: ``[U]`` rows of the ragged form that are held.
+        held: ``[N]`` which of these each row of the ragged form is.
 
     """
 
@@ -36,7 +37,7 @@ class SharedPrefix:
         later = places >= shared
         device = layout.lengths.device
         self.kept = torch.cat((torch.arange(shared, device=device), later.nonzero().squeeze(1)))
-        self._held = torch.where(later, later.cumsum(0) - 1 + shared, places)
+        self.held = torch.where(later, later.cumsum(0) - 1 + shared, places)
 
     @classmethod
     def of(cls, values: Tensor, layout: Ragged) -> Self | None:
@@ -55,14 +56,6 @@ class SharedPrefix:
         alike = (starts == starts[:1]).flatten(2).all(2).all(0)
         shared = int(alike.long().cumprod(0).sum())
         return cls(layout, shared) if shared else None
-
-    def held(self, rows: Tensor) -> Tensor:
-        """Return which rows of this layout are some rows of the ragged one."""
-        return self._held[rows]
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Return ``[N, ...]`` ragged values, the shared ones in each sample."""
-        return values.index_select(0, self._held)
 
     def pad(self, values: Tensor) -> Tensor:
         """Spread ``[U, ...]`` values to ``[B, T, ...]``, as :meth:`Ragged.pad` does."""

@@ -64,10 +64,20 @@ class RotaryLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(width, eps)
         self.mlp = _GatedMLP(width, inner)
 
-    def forward(self, hidden: Tensor, **named: Any) -> Tensor:
-        """Map ``[1, N, width]`` to the same shape; the rest is what attention takes."""
-        mixed, _ = self.self_attn(self.input_layernorm(hidden), **named)
-        hidden = hidden + mixed
+    def forward(self, hidden: Tensor, *, rows: Tensor | None = None, **named: Any) -> Tensor:
+        """Map hidden states to those after the layer.
+
+        Args:
+            hidden: ``[1, N, width]``.
+            rows: ``[R]`` distinct ones that are wanted; None for all.
+            named: what attention takes.
+
+        Returns:
+            ``[1, N, width]``, or ``[1, R, width]``.
+
+        """
+        mixed = self.self_attn(self.input_layernorm(hidden), rows=rows, **named)
+        hidden = (hidden if rows is None else hidden[:, rows]) + mixed
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
@@ -83,24 +93,30 @@ class _Attention(nn.Module):
 
     def forward(
         self,
-        hidden_states: Tensor,
+        hidden: Tensor,
         *,
+        rows: Tensor | None,
         position_embeddings: tuple[Tensor, Tensor],
         layout: Padding | None,
         past_key_values: Any = None,
-        attention_mask: None = None,
-    ) -> tuple[Tensor, None]:
+    ) -> Tensor:
+        if rows is None:
+            found = _of_same(hidden, self.q_proj, self.k_proj, self.v_proj)
+        else:  # the queries of the other rows may be anything
+            some = self.q_proj(hidden[:, rows])
+            query = some.new_zeros(1, hidden.shape[1], some.shape[2]).index_copy(1, rows, some)
+            found = (query, *_of_same(hidden, self.k_proj, self.v_proj))
         query, key, value = (
-            each.reshape(*each.shape[:-1], each.shape[-1] // self._size, self._size)
-            for each in _of_same(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+            each.reshape(*each.shape[:-1], each.shape[-1] // self._size, self._size) for each in found
         )  # [1, N, heads, size]
         cosines, sines = (each[:, :, None] for each in position_embeddings)
         query, key = (cast(Any, _Rotated).apply(each, cosines, sines) for each in (query, key))
         query, key, value = (each.transpose(1, 2) for each in (query, key, value))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self._number)
-        mixed: Tensor = self.o_proj(attend(query, key, value, layout).flatten(2))
-        return mixed, None
+        mixed = attend(query, key, value, layout).flatten(2)
+        out: Tensor = self.o_proj(mixed if rows is None else mixed[:, rows])
+        return out
 
 
 class _GatedMLP(nn.Module):
@@ -110,8 +126,8 @@ class _GatedMLP(nn.Module):
         self.up_proj: nn.Module = nn.Linear(width, inner, bias=False)
         self.down_proj: nn.Module = nn.Linear(inner, width, bias=False)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        gate, up = _of_same(hidden_states, self.gate_proj, self.up_proj)
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = _of_same(hidden, self.gate_proj, self.up_proj)
         out: Tensor = self.down_proj(cast(Any, _Gated).apply(gate, up))
         return out
 

@@ -140,7 +140,7 @@ class UpperLayers(nn.Module):
         assert spec.tail is not None
         self._first = spec.model.taps[0]
         known = architecture_of(spec.tail)
-        self._place, self._norms, self._inside = known.place, known.norms, known.inner
+        self._place, self._some = known.place, known.some
         self._inner = inner_bytes(spec)
         width = spec.model.hidden_size
         with torch.device("meta"):
@@ -182,15 +182,17 @@ class UpperLayers(nn.Module):
         """
         places = layout.places()
         shared = SharedPrefix.of(tap, layout)
+        found = None  # where what is wanted will be
         if shared is not None:
-            tap, places = tap[shared.kept], places[shared.kept]
-            rows = None if rows is None else shared.held(rows)
+            tap, places, found = tap[shared.kept], places[shared.kept], shared.held
+            if rows is not None:
+                rows, found = torch.unique(found[rows], return_inverse=True)
         hidden, named = self._begin(tap, places)
         named["layout"] = layout if shared is None else shared
         again = torch.is_grad_enabled() and len(tap) * self._inner > KEPT
         steps: list[Callable[..., Tensor]] = list(self.layers)
         if rows is not None:
-            steps[-1] = functools.partial(self._last_layer, rows=rows)
+            steps[-1] = functools.partial(self._some, self.layers[-1], rows=rows)
         for step in steps:
             if again:
                 kept = checkpoint(step, hidden, use_reentrant=False, preserve_rng_state=False, **named)
@@ -198,7 +200,7 @@ class UpperLayers(nn.Module):
             else:
                 hidden = step(hidden, **named)
         out: Tensor = self.norm(hidden[0])
-        return out if shared is None or rows is not None else shared.spread(out)
+        return out if found is None else out.index_select(0, found)
 
     def extend(self, tap: Tensor, past: Sequence[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
         """Compute the final norm's output for new tokens of one sample.
@@ -227,14 +229,6 @@ class UpperLayers(nn.Module):
         if self.inv_freq is None:
             return hidden, {}
         return hidden, {"position_embeddings": self._rotations(positions, hidden.dtype)}
-
-    def _last_layer(self, hidden: Tensor, *, rows: Tensor, **named: Any) -> Tensor:
-        """Compute the last layer, after attention for some rows only: nothing looks at the others."""
-        layer: Any = self.layers[-1]
-        before, after = (getattr(layer, name) for name in self._norms)
-        mixed, _ = layer.self_attn(hidden_states=before(hidden), attention_mask=None, **named)
-        chosen: Tensor = (hidden + mixed)[:, rows]
-        return chosen + self._inside(layer, after(chosen))
 
     def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Give a norm its weights in the type of its input, for the time that it runs."""

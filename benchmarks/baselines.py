@@ -8,8 +8,8 @@ warm-up, linear decay, gradients clipped to 1.
 
 It prints a line of JSON: ``curve`` holds ``[samples, seconds, score]`` after each half epoch, where seconds
 are the CPU time of training so far, without loading and evaluating. With ``--search`` a fifth of the
-training samples is held out and judged instead of dev. With ``--steps N`` it prints what a sample took over
-the first steps.
+training samples is held out and judged instead of dev. With ``--steps N`` it prints what a sample took in
+steps on batches that stand for all of an epoch, from the shortest to the longest.
 """
 
 from __future__ import annotations
@@ -142,6 +142,12 @@ def targets_of(batch: TokenBatch) -> torch.Tensor:
     return torch.tensor([int(target) for target in batch.targets])
 
 
+def representative(batches: Sequence[TokenBatch], count: int) -> list[TokenBatch]:
+    """Return as many batches as evenly spaced ranks of all, ordered by what a padded step computes."""
+    ordered = sorted(batches, key=lambda batch: len(batch.input_ids) * max(map(len, batch.input_ids)))
+    return [ordered[len(ordered) * (2 * rank + 1) // (2 * count)] for rank in range(count)]
+
+
 def train(
     trainee: Trainee, epochs: Sequence[Sequence[TokenBatch]], lr: float
 ) -> Iterator[tuple[int, float, bool]]:
@@ -191,6 +197,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
 
     epochs = [batches(dataset.examples, 1000 * epoch + args.seed) for epoch in range(args.epochs)]
+    if args.steps:
+        epochs = [representative(epochs[0], args.steps)]
     dev = batches(judged.examples, 0)
     curve: list[list[float]] = []
     for step, (samples, seconds, half) in enumerate(train(trainee, epochs, args.lr), 1):

@@ -168,6 +168,17 @@ def test_a_point_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert Path("count").read_text() == "xxx"
 
 
+def test_batches_that_stand_for_an_epoch() -> None:
+    """Their padded tokens have the mean of all, in whatever order the batches come."""
+    lengths = [3, 40, 5, 9, 12, 7, 30, 4, 6, 8, 15, 22]
+    batches = [TokenBatch([[1] * length, [1]], [0, 1]) for length in lengths]
+    found = [max(map(len, batch.input_ids)) for batch in baselines.representative(batches, 6)]
+    assert found == [4, 6, 8, 12, 22, 40]
+    assert sum(found) / 6 == pytest.approx(sum(lengths) / 12, rel=0.15)
+    every = baselines.representative(batches, len(batches))
+    assert sorted(lengths) == [max(map(len, batch.input_ids)) for batch in every]
+
+
 # PEFT 0.21 knows only the old names of what transformers 5.23 calls activation checkpointing.
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 @pytest.mark.parametrize(

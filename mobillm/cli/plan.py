@@ -172,7 +172,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.json:
         figures = dataclasses.asdict(demand) | {"seconds": demand.seconds, "reasons": reasons}
-        print_json(figures | {"job": dataclasses.asdict(job), "model": dataclasses.asdict(model)})
+        figures |= {"job": dataclasses.asdict(job), "model": dataclasses.asdict(model)}
+        print_json(figures | {"next": _command(args, job)})
     else:
         print(_text(args, model, job, demand, reasons))
     return DONE
@@ -230,10 +231,11 @@ def _layer_seconds(backbone: Backbone, length: int, tokens: int) -> float:
 
 
 def _text(args: argparse.Namespace, model: ModelFigures, job: Job, demand: Demand, reasons: list[str]) -> str:
+    taps = f"{len(job.taps)} tap{'s' * (len(job.taps) > 1)}"
     mode = "streamed from the disk" if job.streamed else "in memory"
     link = f", sending {demand.link_seconds:,.1f} s" if demand.link_seconds else ""
     lines = [
-        f"{model.layers} layers of {model.layer_bytes / 2**20:,.1f} MiB, {mode}; {len(job.taps)} taps, "
+        f"{model.layers} layers of {model.layer_bytes / 2**20:,.1f} MiB, {mode}; {taps}, "
         f"{job.format}; batches of {job.batch} samples of {job.length} tokens",
         f"memory   {demand.memory_bytes / 2**20:,.0f} MiB: {model.base_bytes / 2**20:,.0f} code, "
         f"{demand.weights_bytes / 2**20:,.0f} weights, {demand.work_bytes / 2**20:,.0f} hidden states, "
@@ -248,6 +250,11 @@ def _text(args: argparse.Namespace, model: ModelFigures, job: Job, demand: Deman
             f"layers   {demand.upload_bytes / 1e6:,.1f} MB of them to a server that lacks them, once{wait}"
         )
     lines += [f"change   {reason}" for reason in reasons]
+    return "\n".join([*lines, f"next: {_command(args, job)}"])
+
+
+def _command(args: argparse.Namespace, job: Job) -> str:
+    """Return the command that was planned; its data and directory are to be filled in."""
     command = ["mobillm", "finetune", "--model", args.model, "--batch-size", str(job.batch)]
     command += ["--side-kind", args.side_kind] if args.side_kind != SideSpec().kind else []
     command += ["--taps", args.taps, "--format", job.format]
@@ -255,4 +262,4 @@ def _text(args: argparse.Namespace, model: ModelFigures, job: Job, demand: Deman
     for name, default in (("dtype", "bfloat16"), ("compute_dtype", "auto")):
         if getattr(args, name) != default:
             command += [f"--{name.replace('_', '-')}", getattr(args, name)]
-    return "\n".join([*lines, f"next: {shlex.join(command)} --data FILE --out DIR"])
+    return f"{shlex.join(command)} --data FILE --out DIR"

@@ -61,6 +61,7 @@ def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["memory_bytes"] > found["model"]["base_bytes"] > 50e6
     assert found["compute_seconds"] > 0
     assert found["reasons"] == []
+    assert found["next"].startswith("mobillm finetune --model")
 
 
 def test_storage_and_compute_types(model: str, capsys: pytest.CaptureFixture[str]) -> None:

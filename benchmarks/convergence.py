@@ -13,8 +13,9 @@ Keys, for each method and budget of epochs: ``accuracy.<method>.e<epochs>`` (mea
 that are continued, one epoch of them, ``perplexity.<method>`` and ``ratio.<method>_over_lora`` of it instead;
 ``device_seconds.<method>`` of that budget; ``device_seconds_to.<method>`` and ``seconds_to.<method>``,
 until the mean reaches LoRA's best minus 0.5 (null where it never does); ``device_speedup_vs_lora`` and
-``speedup_vs_lora`` of each of ours; ``bytes_per_sample.<method>``. Seconds need a run with ``--time``
-before.
+``speedup_vs_lora`` of each of ours, and without a method's name of the one that is there first, ``fastest``,
+with ``_int8`` of those whose device computes in 8 bits; ``bytes_per_sample.<method>``. Seconds need a run
+with ``--time`` before.
 """
 
 from __future__ import annotations
@@ -203,6 +204,18 @@ def speeds(budgets: dict[str, dict[int, Any]], times: dict[str, dict[str, float]
             own, lora = figures.get(f"{key}.{method}"), figures.get(f"{key}.lora")
             ratio = lora / own if own and lora else None
             figures[f"{prefix}speedup_vs_lora.{method}"] = ratio
+    for suffix in ("", "_int8"):
+        known = {
+            method: figures[f"speedup_vs_lora.{method}"] or 0.0
+            for method in OURS
+            if method.endswith("_int8") == bool(suffix)
+        }
+        fastest = max(known, key=lambda method: known[method])
+        if known[fastest]:
+            figures[f"fastest{suffix}"] = fastest
+            for prefix in ("device_", ""):
+                key = f"{prefix}speedup_vs_lora"
+                figures[f"{key}{suffix}"] = figures[f"{key}.{fastest}"]
     return figures
 
 

@@ -25,6 +25,7 @@ COLOURS = {
     "mobillm_int8": "#ccbb44",
     "mobillm_tail": "#aa3377",
     "mobillm_tail_int8": "#882255",
+    "mobillm_tail_half": "#332288",
 }
 
 
@@ -34,8 +35,8 @@ def _forwards(method: str) -> float:
     A frozen matrix is multiplied once more for the gradient of its input, a trained one twice more. A head
     alone and the ladder need none of that; a tail runs the layers below the tap only.
     """
-    known = {"full": 3.0, "lora": 2.0, "bitfit": 2.0, "mobillm_tail": 1 / 3, "mobillm_tail_int8": 1 / 3}
-    return known.get(method, 1.0)
+    known = {"full": 3.0, "lora": 2.0, "bitfit": 2.0, "mobillm_tail_half": 1 / 2}
+    return known.get(method, 1 / 3 if method.startswith("mobillm_tail") else 1.0)
 
 
 def draw(

@@ -55,6 +55,26 @@ def test_a_method_that_never_gets_there_has_no_time() -> None:
     assert figures["seconds_to.lora"] == 50.0
     assert figures["seconds_to.mobillm"] is None
     assert figures["speedup_vs_lora.mobillm"] is None
+    assert "fastest" not in figures
+
+
+def test_the_method_that_is_there_first() -> None:
+    """It gives the speedups without a name, apart for those whose device computes in 8 bits."""
+    budgets = {"lora": {1: points([80.0])}} | {
+        method: {1: points([80.0], bytes=1)} for method in convergence.OURS if method != "mobillm"
+    }
+    walls = {"mobillm_int8": 20.0, "mobillm_tail": 30.0, "mobillm_tail_int8": 25.0, "mobillm_tail_half": 10.0}
+    times = {"lora": {"device": 0.5}} | {
+        method: {"device": number / 10, "wall.e1": wall}
+        for number, (method, wall) in enumerate(walls.items(), 1)
+    }
+    figures = convergence.summary(budgets, times, 100)
+    assert figures["fastest"] == "mobillm_tail_half"
+    assert figures["speedup_vs_lora"] == 5.0
+    assert figures["device_speedup_vs_lora"] == 1.25
+    assert figures["fastest_int8"] == "mobillm_int8"
+    assert figures["speedup_vs_lora_int8"] == 2.5
+    assert figures["device_speedup_vs_lora_int8"] == 5.0
 
 
 def test_less_perplexity_is_better(tmp_path: Path) -> None:
@@ -98,6 +118,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     assert [line[-1] for line in work] == pytest.approx([0.552, 0.276], abs=5e-4)
     assert sent[1] == [5.0]
     assert path.stat().st_size > 0
+    assert convergence.PLANS.keys() <= convergence_plots.COLOURS.keys()
 
 
 def test_time_of_whole_runs(tmp_path: Path) -> None:

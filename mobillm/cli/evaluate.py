@@ -9,7 +9,7 @@ from ..device.dataset import load_examples
 from .arguments import Subparsers, add_command, add_data, add_model, add_side, at_least
 from .console import print_json, say
 from .failure import DONE
-from .loading import load_config, load_tuned, loading
+from .loading import load_config, load_tuned
 
 __all__ = ["add", "run"]
 
@@ -46,10 +46,6 @@ def add(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate a side network."""
-    with loading("torch"):
-        from ..device.batches import make_batches
-        from ..nn.evaluation import evaluate
-
     config = load_config(args.side)
     task = config.spec.task
     classes = (
@@ -66,6 +62,10 @@ def run(args: argparse.Namespace) -> int:
         header=not args.no_header,
     )
     tuned = load_tuned(args, config)
+
+    from ..device.batches import make_batches  # torch is there now
+    from ..nn.evaluation import evaluate
+
     say(f"evaluating {len(data.examples)} examples ...")
     start = time.monotonic()
     batches = make_batches(

@@ -28,7 +28,7 @@ from benchmarks.harness import write_json
 
 OURS = ("mobillm", "mobillm_int8", "mobillm_streamed", "mobillm_tail")
 METHODS = ("inference", "full", "lora", "lora_checkpointing", "bitfit", "lst", *OURS)
-SHAPES = ("opt-350m-shape", "opt-1.3b-shape", "smollm2", "qwen-1.5b-shape")
+SHAPES = ("opt-350m-shape", "opt-1.3b-shape", "smollm2", "llama-1.1b-shape")
 
 
 @contextlib.contextmanager

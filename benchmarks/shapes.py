@@ -55,17 +55,16 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_size": 49152,
         },
     ),
-    "qwen-1.5b-shape": (
-        "bfloat16",
+    "llama-1.1b-shape": (
+        "float32",
         {
-            "model_type": "qwen2",
-            "hidden_size": 1536,
-            "intermediate_size": 8960,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-            "vocab_size": 151936,
+            "model_type": "llama",
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_hidden_layers": 22,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "vocab_size": 32000,
         },
     ),
 }

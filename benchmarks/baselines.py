@@ -152,7 +152,7 @@ def train(
     trainee: Trainee, epochs: Sequence[Sequence[TokenBatch]], lr: float
 ) -> Iterator[tuple[int, float, bool]]:
     """Train; yield after each step the samples and CPU seconds so far, and whether half an epoch ended."""
-    optimizer = torch.optim.AdamW(trainee.trained, lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trainee.trained, lr=lr, weight_decay=0.01, fused=True)
     steps = sum(map(len, epochs))
     warm = max(1, round(WARM_UP * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(

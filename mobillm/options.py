@@ -48,7 +48,7 @@ class Timeouts:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None and not (0 < value < math.inf):
-                raise ConfigError(f"timeouts.{field.name}", value, "a positive number of seconds, or None")
+                raise ConfigError(f"timeouts.{field.name}", value, "a positive number of seconds")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,10 @@ def run(args: argparse.Namespace) -> int:
         backbone = open_backbone(args, taps=args.taps)
     if backbone.positions is not None and args.length > backbone.positions:
         raise ConfigError("length", args.length, f"at most {backbone.positions}, as the model has positions")
+    if args.side_kind == "tail":
+        from ..nn.tail import describe_tail
+
+        describe_tail(backbone)  # refused here as it would be by finetune
     say("timing a layer ...")
     model = _figures(backbone)
     model = dataclasses.replace(
@@ -217,7 +221,8 @@ def _resident() -> int:
 
 def _layer_seconds(backbone: Backbone, length: int, tokens: int) -> float:
     """Time the first layers on a part's worth of tokens; return the seconds of a layer for a token."""
-    samples = [[number % 100 for number in range(length)]] * max(1, tokens // length)
+    several = min(100, backbone.parts.vocabulary)
+    samples = [[number % several for number in range(length)]] * max(1, tokens // length)
     depth = min(OPENED, backbone.layers)
     tapped, bare = backbone.with_taps([depth]), backbone.with_taps([0])
     times = []

@@ -28,4 +28,4 @@ def check_text(text: str, place: str, *, pair: bool = True) -> None:
         )
     if not all(part.strip() for part in text.split("\t", 1 if pair else 0)):
         seen = "one of its two sentences" if text.strip() else "it"
-        raise DataError(f"{place}: {seen} is empty; give a text or leave it out")
+        raise DataError(f"{place}: {seen} is empty; give a text")

@@ -60,9 +60,12 @@ def make_batches(
 
     Raises:
         DataError: an example has no tokens, or no target to learn from that fits the task.
+        ModelError: the backbone cannot run a sample: it has too many tokens, or one without an embedding.
 
     """
     samples = _tokenize(backbone, examples, task, max_length, ending)
+    if samples:
+        backbone.check([ids for ids, _ in samples])
     order = list(range(len(samples)))
     generator = random.Random(seed)
     generator.shuffle(order)

@@ -113,7 +113,7 @@ _KNOWN = {
         some=RotaryLayer.__call__,
         place="layers",
         rotary=True,
-        needs={"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"},
+        needs={"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "is_causal": True},
     ),
     "qwen2": Architecture(
         layer=_rotary(bias=True),
@@ -121,7 +121,7 @@ _KNOWN = {
         some=RotaryLayer.__call__,
         place="layers",
         rotary=True,
-        needs={"use_sliding_window": False, "hidden_act": "silu"},
+        needs={"use_sliding_window": False, "hidden_act": "silu", "is_causal": True},
     ),
     "opt": Architecture(
         layer=_opt_layer,
@@ -135,6 +135,7 @@ _KNOWN = {
             "enable_bias": True,
             "layer_norm_elementwise_affine": True,
             "activation_function": "relu",
+            "is_causal": True,
         },
     ),
 }
@@ -166,13 +167,13 @@ def describe(parts: Parts) -> dict[str, Any]:
     seen = {name: getattr(config, name, value) for name, value in needs.items()}
     if known.rotary:
         rotary: Any = getattr(parts.trunk, "rotary_emb", None)
+        if config.rope_parameters["rope_type"] not in _ROTARY:
+            needs["rope_type"], seen["rope_type"] = " or ".join(_ROTARY), config.rope_parameters["rope_type"]
         needs |= {"head_dim": config.hidden_size // heads, "the rotary scaling": 1.0}
         seen |= {
             "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
             "the rotary scaling": getattr(rotary, "attention_scaling", 1.0),
         }
-        if config.rope_parameters["rope_type"] not in _ROTARY:
-            needs["rope_type"], seen["rope_type"] = " or ".join(_ROTARY), config.rope_parameters["rope_type"]
     for name, value in needs.items():
         if seen[name] != value:
             raise ModelError(

@@ -294,6 +294,37 @@ class Backbone:
         """Encode sentence pairs; see :func:`~mobillm.nn.tokens.tokenize_pairs`."""
         return tokenize_pairs(self.tokenizer, pairs, max_length)
 
+    def check(self, input_ids: Sequence[Sequence[int]], past: int = 0) -> None:
+        """Refuse samples that cannot be run forward; nothing is computed.
+
+        Args:
+            input_ids: token ids of each sample.
+            past: tokens that came before, of a single sample that is continued.
+
+        Raises:
+            ModelError: there is no sample, or one is empty, longer than the model allows, or holds a token
+                that the model has no embedding of.
+
+        """
+        limit, vocabulary = self.positions, self._parts.vocabulary
+        if not input_ids:
+            raise ModelError("the backbone got no samples; give at least one")
+        for row, sample in enumerate(input_ids):
+            if not sample:
+                raise ModelError(f"sample {row} has no tokens; leave it out or give it one")
+            if limit is not None and past + len(sample) > limit:
+                raise ModelError(
+                    f"sample {row} has {past + len(sample)} tokens but {self.name} takes at most {limit}; "
+                    "lower max_length (--max-length)"
+                )
+            if min(sample) < 0 or max(sample) >= vocabulary:
+                wrong = min(sample) if min(sample) < 0 else max(sample)
+                raise ModelError(
+                    f"sample {row} has the token id {wrong}, but {self.name} has embeddings of 0 to "
+                    f"{vocabulary - 1}; use the tokenizer that the model was made with, or give the model a "
+                    "row for each added token (resize_token_embeddings)"
+                )
+
     def forward(self, input_ids: Sequence[Sequence[int]], on_tap: OnTap) -> None:
         """Run samples forward and hand over each tap the moment its layer is done.
 
@@ -346,7 +377,7 @@ class Backbone:
                         on_tap(number, self.taps.index(depth), hidden)
 
     def _begin(self, input_ids: Sequence[Sequence[int]]) -> list[tuple[Run, Tensor | None]]:
-        self._check(input_ids)
+        self.check(input_ids)
         depth = max(1, self.taps[-1])
         parts = [self._padded(part) for part in _parts(input_ids, self.part)]
         return [(self._layerwise.begin(inputs, depth), rows) for inputs, rows in parts]
@@ -391,7 +422,7 @@ class Backbone:
         if not self.causal:
             raise ModelError(f"{self.name} is an encoder, which cannot generate; use a decoder")
         cache = transformers.DynamicCache(config=self._parts.config) if cache is None else cache
-        self._check([tokens], past=int(cache.get_seq_length()))
+        self.check([tokens], past=int(cache.get_seq_length()))
         ids = torch.tensor([list(tokens)], dtype=torch.int64, device=self.device)
         self._run(
             lambda index, hidden: on_tap(index, hidden[0]),
@@ -422,19 +453,6 @@ class Backbone:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _check(self, input_ids: Sequence[Sequence[int]], past: int = 0) -> None:
-        limit = self.positions
-        if not input_ids:
-            raise ModelError("the backbone got no samples; give at least one")
-        for row, sample in enumerate(input_ids):
-            if not sample:
-                raise ModelError(f"sample {row} has no tokens; leave it out or give it one")
-            if limit is not None and past + len(sample) > limit:
-                raise ModelError(
-                    f"sample {row} has {past + len(sample)} tokens but {self.name} takes at most {limit}; "
-                    "lower max_length"
-                )
 
 
 def _valid(hidden: Tensor, rows: Tensor | None) -> Tensor:

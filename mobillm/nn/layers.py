@@ -94,6 +94,13 @@ class Parts:
         return module if isinstance(module, nn.Module) else None
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids that have an embedding: those from 0 on."""
+        embedding = cast(Any, self.base).get_input_embeddings()
+        # Of a streamed model the table has the rows of the last batch alone.
+        return int(embedding.num_embeddings if isinstance(embedding, nn.Embedding) else len(embedding.weight))
+
+    @property
     def positions(self) -> int | None:
         """Most tokens of one sample; None when the model states no limit."""
         limit = getattr(self.config, "max_position_embeddings", None)
@@ -156,6 +163,8 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _is_causal(layers: nn.ModuleList, config: Any) -> bool:
+    if getattr(config, "is_causal", True) is False:  # a decoder's layers that were trained to see both sides
+        return False
     for module in layers[0].modules():
         flag = getattr(module, "is_causal", None)
         if isinstance(flag, bool):

@@ -19,7 +19,7 @@ from .ending import close_text
 from .heads import FrozenHead, export_lm_head
 from .saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config, read_weights, save_side
 from .side import SideCache, SideNetwork
-from .tail import upper_weights
+from .tail import check_base, upper_weights
 from .tokens import MAX_LENGTH
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Prediction", "SideConfig", "SideTuned", "save_side"]
@@ -72,6 +72,8 @@ class SideTuned:
         """
         config = read_config(directory)
         _check_fit(backbone, config)
+        if config.spec.tail is not None:
+            check_base(backbone, config.spec)
         weights = read_weights(directory, config)
         tail = None if config.spec.tail is None else upper_weights(backbone, config.spec.model.taps[0])
         network = SideNetwork.from_spec(config.spec, _head_of(backbone, config.spec), tail)

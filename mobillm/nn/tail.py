@@ -4,18 +4,65 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
-from ..spec import TailSpec
+from ..errors import ConfigError, ModelError
+from ..spec import SessionSpec, TailSpec
 from .architectures import describe
 from .backbone import Backbone
 from .upper import FrozenLayers
 
-__all__ = ["TailBlobs", "upper_weights"]
+__all__ = ["TailBlobs", "check_base", "describe_tail", "upper_weights"]
+
+
+def describe_tail(backbone: Backbone) -> dict[str, Any]:
+    """Return the fields of a :class:`~mobillm.spec.TailSpec` that are no blobs; no weight is read.
+
+    Raises:
+        ModelError: the layers above the tap cannot be trained apart; the text says why.
+
+    """
+    if len(backbone.taps) != 1 or backbone.taps[0] == backbone.layers:
+        raise ModelError(
+            f"tail tuning needs one tap below layer {backbone.layers}, not {list(backbone.taps)}; "
+            f"--taps {backbone.layers // 3}, say"
+        )
+    fields = describe(backbone.parts)
+    try:
+        TailSpec(**fields, layers=("0" * 64,), ending="0" * 64)
+    except ConfigError as error:  # not the user's mistake, but the model's kind
+        raise ModelError(
+            f"tail tuning cannot use {backbone.name}: {error}; use --side-kind ladder"
+        ) from error
+    return fields
+
+
+def check_base(backbone: Backbone, spec: SessionSpec) -> None:
+    """Refuse a backbone that a tail was not trained on, by its shape and the first layer above the tap.
+
+    Raises:
+        ModelError: it is another one.
+
+    """
+    assert spec.tail is not None
+    tap = spec.model.taps[0]
+    expected = {name: getattr(spec.tail, name) for name in ("architecture", "heads", "kv_heads", "eps")}
+    for name, seen in describe(backbone.parts).items():
+        if name in expected and seen != expected[name]:
+            raise ModelError(
+                f"the backbone {backbone.name} has {name} {seen}, but the adapter was trained on "
+                f"{spec.model.name}, which has {expected[name]}; load that backbone"
+            )
+    digest = hashlib.sha256(_write(backbone.layer_weights(tap))).hexdigest()
+    if digest != spec.tail.layers[0]:
+        raise ModelError(
+            f"layer {tap + 1} of the backbone {backbone.name} has SHA-256 {digest[:16]}..., but the adapter "
+            f"was trained on {spec.model.name}, where it is {spec.tail.layers[0][:16]}...; load that backbone"
+        )
 
 
 class TailBlobs:
@@ -28,7 +75,7 @@ class TailBlobs:
         backbone: with one tap, below its last layer.
 
     Raises:
-        ModelError: the architecture is not known, or there is another number of taps.
+        ModelError: the architecture is not known, there is another number of taps, or a weight is not finite.
 
     Attributes:
         spec: names the blobs by their SHA-256.
@@ -37,13 +84,8 @@ class TailBlobs:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        if len(backbone.taps) != 1 or backbone.taps[0] == backbone.layers:
-            raise ModelError(
-                f"tail tuning needs one tap below layer {backbone.layers}, not {list(backbone.taps)}; "
-                "--taps 1/3, say"
-            )
+        fields = describe_tail(backbone)
         self._backbone = backbone
-        fields = describe(backbone.parts)
         digests: list[str] = []
         self.size = 0
         for blob in self:
@@ -54,7 +96,14 @@ class TailBlobs:
     def __iter__(self) -> Iterator[bytes]:
         backbone = self._backbone
         for number in range(backbone.taps[0], backbone.layers):
-            yield _write(backbone.layer_weights(number))
+            weights = backbone.layer_weights(number)
+            for name, tensor in weights.items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise ModelError(
+                        f"layer {number + 1} of {backbone.name} has values in {name} that are not finite; "
+                        "its checkpoint is damaged: get it again"
+                    )
+            yield _write(weights)
         yield _write(_ending(backbone))
 
 

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ModelError
@@ -200,7 +201,8 @@ class UpperLayers(nn.Module):
             else:
                 hidden = step(hidden, **named)
         out: Tensor = self.norm(hidden[0])
-        return out if found is None else out.index_select(0, found)
+        # An embedding's gradient is the same each time on a GPU, too, where rows are found more than once.
+        return out if found is None else embedding(found, out)
 
     def extend(self, tap: Tensor, past: Sequence[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
         """Compute the final norm's output for new tokens of one sample.

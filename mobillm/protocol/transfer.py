@@ -160,7 +160,8 @@ class FileTransfer:
         if message.offset == 0 and self._offset == self._file[1]:
             if message.total > self.limit:
                 raise TransferError(
-                    ErrorCode.LIMIT, f"a file of {message.total} bytes; the limit is {self.limit}"
+                    ErrorCode.LIMIT,
+                    f"a file of {message.total} bytes; the receiver takes {self.limit} (its limits.blob)",
                 )
             self._file, self._offset = file, 0
         if file != self._file or message.offset != self._offset:

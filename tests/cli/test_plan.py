@@ -14,6 +14,7 @@ from mobillm.cli.plan import fit_memory, rate, size
 from mobillm.device.plan import ModelFigures
 from mobillm.errors import ConfigError
 from mobillm.formats import Format, row_size
+from mobillm.nn.layers import Parts
 from mobillm.spec import CodecSpec
 from tests.cli.commands import fails
 
@@ -176,3 +177,11 @@ def test_errors(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "5 MiB" in text
     assert "Python, torch and transformers" in text
     assert "at most 32" in fails(capsys, "plan", "--model", model, "--length", "33", status=2)
+    command = ["plan", "--model", model, "--length", "8", "--side-kind", "tail", "--taps"]
+    assert "needs one tap below layer 3, not [3]" in fails(capsys, *command, "3")
+
+
+def test_small_vocabularies(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of characters has fewer tokens than a sample that is timed."""
+    monkeypatch.setattr(Parts, "vocabulary", property(lambda parts: 4))
+    assert main(["plan", "--model", model, "--length", "8", "--json"]) == 0

@@ -6,7 +6,7 @@ import pytest
 
 from mobillm.device.batches import ENOUGH, GROUP, make_batches
 from mobillm.device.dataset import Example
-from mobillm.errors import DataError
+from mobillm.errors import DataError, ModelError
 from mobillm.nn.backbone import Backbone
 from mobillm.spec import IGNORED
 from tests.nn.tiny import tiny_model, tiny_tokenizer
@@ -63,7 +63,7 @@ def test_the_first_batch_is_small_but_large_enough(backbone: Backbone, batch_siz
 @pytest.mark.parametrize(("tokens", "task"), [("loss", "causal-lm"), ("last", "classification")])
 def test_what_is_sent_counts_for_the_first_batch(backbone: Backbone, tokens: str, task: str) -> None:
     """Of prompts with completions only these are calibrated on, of other texts only the last tokens."""
-    rows = [Example("w3 " * 20, pair="w4" if number % 2 else "w5 " * 12) for number in range(600)]
+    rows = [Example("w3 " * 18, pair="w4" if number % 2 else "w5 " * 12) for number in range(600)]
     if task == "classification":
         rows = [Example("w3 " * (1 + number % 20), target=0) for number in range(540)]
     batches = make_batches(backbone, rows, task=task, batch_size=40, max_length=60, seed=0, tokens=tokens)
@@ -137,3 +137,17 @@ def test_examples_that_cannot_be_used(backbone: Backbone) -> None:
     ]:
         with pytest.raises(DataError, match=match):
             make_batches(backbone, [bad], task=task, batch_size=1, max_length=1, seed=0)
+
+
+def test_samples_that_the_model_cannot_run(backbone: Backbone) -> None:
+    """They are refused before anything is sent, with the option that helps."""
+    long = Example(" ".join(["w5"] * 40), target=0)
+    with pytest.raises(ModelError, match=r"sample 1 has 41 tokens .* at most 32; lower .*--max-length"):
+        make_batches(
+            backbone,
+            [Example("w5", target=0), long],
+            task="classification",
+            batch_size=2,
+            max_length=99,
+            seed=0,
+        )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mobillm.errors import ConfigError, ModelError
 from mobillm.nn import backbone as backbone_module
 from mobillm.nn.backbone import Backbone
-from tests.nn.tiny import DECODERS, ENCODERS, SAMPLES, collect, tiny_model
+from tests.nn.tiny import DECODERS, ENCODERS, SAMPLES, VOCABULARY, collect, tiny_model
 
 ALL = [*DECODERS, *ENCODERS]
 
@@ -40,6 +40,20 @@ def test_taps_equal_hidden_states(architecture: str) -> None:
         for layer in (0, 1, 2):
             torch.testing.assert_close(taps[layer][start:end], expected[layer], atol=2e-4, rtol=2e-4)
         start = end
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "opt"])
+def test_decoders_that_see_both_sides(architecture: str) -> None:
+    """A configuration may switch the causal mask off; such a model counts as an encoder."""
+    model: Any = tiny_model(architecture, lm_head=False)
+    masked = collect(Backbone.from_model(model, name="tiny", taps=[1]), [SAMPLES[0]])[0]
+    model.config.is_causal = False
+    backbone = Backbone.from_model(model, name="tiny", taps=[1])
+    assert not backbone.causal
+    (tap,) = collect(backbone, SAMPLES)
+    expected = _reference(backbone, SAMPLES[0])[1]
+    torch.testing.assert_close(tap[: len(SAMPLES[0])], expected, atol=2e-4, rtol=2e-4)
+    assert not torch.allclose(expected, masked, atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("architecture", ALL)
@@ -172,6 +186,11 @@ def test_bad_samples() -> None:
         collect(backbone, [])
     with pytest.raises(ModelError, match="sample 1 has no tokens"):
         collect(backbone, [[1], []])
+    for wrong in (-1, VOCABULARY):
+        with pytest.raises(
+            ModelError, match=rf"sample 1 has the token id {wrong}, .* embeddings of 0 to 39; use"
+        ):
+            collect(backbone, [[1], [2, wrong]])
     with pytest.raises(ModelError, match="encoder, which cannot generate"):
         backbone.extend([1], lambda *_: None)
     with pytest.raises(ModelError, match="has no tokenizer"):

@@ -12,10 +12,11 @@ from torch import Tensor
 from mobillm.errors import ModelError
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.checkpoint import Checkpoint
+from mobillm.nn.sidetuned import SideConfig, SideTuned, save_side
 from mobillm.nn.streamed import StreamedBackbone
-from mobillm.nn.tail import TailBlobs, upper_weights
+from mobillm.nn.tail import TailBlobs, check_base, describe_tail, upper_weights
 from mobillm.spec import ARCHITECTURES
-from tests.nn.tiny import SAMPLES, collect, tiny_model, tiny_tokenizer
+from tests.nn.tiny import SAMPLES, collect, tail_session, tiny_model, tiny_tokenizer
 
 
 def saved(folder: Path, architecture: str) -> Path:
@@ -67,8 +68,26 @@ def test_taps_that_leave_nothing_to_train(tmp_path: Path) -> None:
     """Several taps, or the last layer's, are refused with one that would do."""
     for taps in ([1, 2], [3]):
         backbone = Backbone.from_model(tiny_model("llama"), name="tiny", taps=taps)
-        with pytest.raises(ModelError, match=r"one tap below layer 3, .* --taps 1/3, say"):
+        with pytest.raises(ModelError, match=r"one tap below layer 3, .* --taps 1, say"):
             TailBlobs(backbone)
+
+
+def test_models_that_a_server_would_refuse() -> None:
+    """What no spec can say of a model is the model's fault: the error says what to use instead."""
+    model: Any = tiny_model("llama")
+    model.config.rms_norm_eps = 0.0
+    backbone = Backbone.from_model(model, name="tiny", taps=[1])
+    with pytest.raises(ModelError, match=r"cannot use tiny: tail\.eps is 0\.0; .*; use --side-kind ladder"):
+        describe_tail(backbone)
+
+
+def test_damaged_layers() -> None:
+    """A frozen weight that is not finite is found before the server trains above it in vain."""
+    model: Any = tiny_model("llama")
+    model.model.layers[2].mlp.up_proj.weight.data[3, 4] = float("inf")
+    backbone = Backbone.from_model(model, name="tiny", taps=[1])
+    with pytest.raises(ModelError, match=r"layer 3 of tiny has values in mlp\.up_proj\.weight that are not"):
+        TailBlobs(backbone)
 
 
 def test_upper_weights_keep_their_type() -> None:
@@ -78,3 +97,20 @@ def test_upper_weights_keep_their_type() -> None:
     assert len(weights.layers) == 2
     assert all(tensor.dtype == backbone.dtype for layer in weights.layers for tensor in layer.values())
     assert set(weights.ending) == {"norm.weight", "inv_freq"}
+
+
+def test_adapters_of_another_model(tmp_path: Path) -> None:
+    """An adapter is used with what it was trained on alone, whatever holds it; the error names both."""
+    directory = saved(tmp_path, "llama")
+    spec, _ = tail_session(Backbone.from_pretrained(directory, taps=[1], name="first"))
+    check_base(StreamedBackbone.from_pretrained(directory, taps=[1]), spec)
+    check_base(Backbone.from_pretrained(directory, taps=[1], dtype="int8"), spec)
+    with pytest.raises(ModelError, match=r"qwen has architecture qwen2, .* on first, which has llama; load"):
+        check_base(Backbone.from_model(tiny_model("qwen2"), name="qwen", taps=[1]), spec)
+    other: Any = tiny_model("llama")
+    other.model.layers[1].mlp.up_proj.weight.data += 1
+    with pytest.raises(ModelError, match=r"layer 2 of the backbone other has SHA-256 .* on first, where"):
+        check_base(Backbone.from_model(other, name="other", taps=[1]), spec)
+    save_side(tmp_path / "adapter", b"", SideConfig(spec=spec, max_length=4))
+    with pytest.raises(ModelError, match="layer 2 of the backbone other has SHA-256"):
+        SideTuned.from_pretrained(Backbone.from_model(other, name="other", taps=[1]), tmp_path / "adapter")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .device.progress import Progress, Report
     from .device.session import Session
     from .nn.backbone import Backbone
+    from .nn.inputs import input_ids
     from .nn.sidetuned import SideTuned
     from .nn.streamed import StreamedBackbone
     from .server.app import serve
@@ -79,6 +80,7 @@ __all__ = [
     "connect",
     "finetune",
     "finetune_async",
+    "input_ids",
     "serve",
 ]
 
@@ -94,6 +96,7 @@ _LAZY = {
     "connect": "mobillm.device.client",
     "finetune": "mobillm.device.finetune",
     "finetune_async": "mobillm.device.finetune",
+    "input_ids": "mobillm.nn.inputs",
     "serve": "mobillm.server.app",
 }
 

@@ -79,7 +79,7 @@ def _connect(directory: Path) -> socket.socket:
             raise MobiLLMError(
                 f"a server uses {directory}, but its socket {path.name} there is gone; restart the server"
             ) from exc
-        expected = "the data directory of a running server; start one with 'mobillm serve'"
+        expected = "the --data-dir that a server on this machine was started with, or 'mobillm serve'"
         raise ConfigError("--data-dir", str(directory), expected) from exc
     return sock
 

@@ -6,6 +6,7 @@ import argparse
 import time
 
 from ..device.dataset import load_examples
+from ..errors import ConfigError
 from .arguments import Subparsers, add_command, add_data, add_model, add_side, at_least
 from .console import print_json, say
 from .failure import DONE
@@ -61,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         header=not args.no_header,
     )
+    if task != "causal-lm" and config.pairs != any(e.pair is not None for e in data.examples):
+        expected = "the column of the second texts" if config.pairs else "none"
+        raise ConfigError("pair_column", args.pair_column, f"{expected}, as --side {args.side} was trained")
     tuned = load_tuned(args, config)
 
     from ..device.batches import make_batches  # torch is there now

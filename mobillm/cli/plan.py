@@ -264,6 +264,7 @@ def _command(args: argparse.Namespace, job: Job) -> str:
     command += ["--side-kind", args.side_kind] if args.side_kind != SideSpec().kind else []
     command += ["--taps", args.taps, "--format", job.format]
     command += ["--stream-weights"] if job.streamed and not job.tail else []
+    command += ["--memory-limit", str(args.memory_limit)] if args.memory_limit is not None else []
     for name, default in (("dtype", "bfloat16"), ("compute_dtype", "auto")):
         if getattr(args, name) != default:
             command += [f"--{name.replace('_', '-')}", getattr(args, name)]

@@ -92,6 +92,8 @@ def _saved(report: Report) -> str:
 
 def _next_command(args: argparse.Namespace) -> str:
     model = ["--model", args.model, "--side", str(args.out)]
+    if args.stream_weights:  # what trained in little memory is to be used in little
+        model.append("--stream-weights")
     for name, default in (("dtype", "bfloat16"), ("compute_dtype", "auto")):
         if getattr(args, name) != default:
             model += [f"--{name.replace('_', '-')}", getattr(args, name)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
-from ..nn.ending import close_text
+from ..nn.inputs import Text, encode
 from ..spec import IGNORED
 from .dataset import LARGEST_TARGET, Example
 from .pipeline import TokenBatch
@@ -108,12 +108,9 @@ def _tokenize(
 ) -> list[_Sample]:
     if task == "causal-lm":
         return _tokenize_language(backbone, examples, max_length)
-    pairs = [(example.text, example.pair) for example in examples]
-    if any(pair is not None for _, pair in pairs):
-        closed = [(text, close_text(pair or "", ending)) for text, pair in pairs]
-        ids = backbone.tokenize_pairs(closed, max_length)
-    else:
-        ids = backbone.tokenize([close_text(text, ending) for text, _ in pairs], max_length)
+    paired = any(example.pair is not None for example in examples)
+    texts: list[Text] = [(e.text, e.pair or "") if paired else e.text for e in examples]
+    ids = encode(backbone.tokenizer, texts, max_length=max_length, ending=ending)
     samples = []
     for number, (example, sample) in enumerate(zip(examples, ids, strict=True), 1):
         expected = _expected_target(example.target, task)

@@ -157,8 +157,8 @@ def _text_column(table: Table, wanted: str | None) -> str:
             return name
     raise DataError(
         f"{table.source} has no column {' or '.join(map(repr, TEXT_COLUMNS))}; its columns are "
-        f"{table.listing()}; say which one holds the text (text_column, and pair_column for a second text or "
-        f"a completion), by its name or its number from 0{table.advice}"
+        f"{table.listing()}; say which one holds the text (--text-column, and --pair-column for a second "
+        f"text or a completion), by its name or its number from 0{table.advice}"
     )
 
 

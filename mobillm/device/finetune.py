@@ -112,6 +112,7 @@ class _Job:
     labels: tuple[str, ...] | None
     max_length: int
     ending: str
+    pairs: bool
 
     @property
     def blobs(self) -> list[Iterable[bytes]]:
@@ -147,6 +148,7 @@ class _Job:
             labels=self.labels,
             ending=self.ending,
             bits=self.backbone.bits,
+            pairs=self.pairs,
         )
 
 
@@ -431,7 +433,8 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
     everything = train + (batches(heldout, heldout=True) if heldout else [])
     labels = options.get("labels")
     names = None if labels is None else tuple(labels)
-    return _Job(backbone, spec, everything, head, tail, names, max_length, ending)
+    pairs = task != "causal-lm" and any(example.pair is not None for example in dataset)
+    return _Job(backbone, spec, everything, head, tail, names, max_length, ending, pairs)
 
 
 def _outputs(task: str, labels: Sequence[str] | None, dataset: Sequence[Example], head: bytes | None) -> int:

@@ -60,7 +60,9 @@ class Pending:
                 advice = "its run has not sent everything; the same 'mobillm finetune' again goes on with it"
             elif (directory / CONFIG_FILE).exists():
                 advice = "it holds a result already, for 'mobillm evaluate' and 'mobillm predict'"
-            raise DataError(f"{directory} waits for no result (no {PENDING_FILE}): {advice}") from None
+            raise DataError(
+                f"no result is to be fetched for {directory} (no {PENDING_FILE}): {advice}"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError, RecursionError, ModelError) as exc:
             raise DataError(f"{path} cannot be read ({exc}); run 'mobillm finetune' again") from exc
 

@@ -214,6 +214,11 @@ def choose(
             f"{fmt}: the link needs {found.link_seconds:,.0f} s for what is computed in "
             f"{found.compute_seconds:,.0f} s"
         )
+    if demand().upload_seconds > demand().seconds and job.taps[-1] < model.layers - 1:
+        reasons.append(
+            "sending the layers above the tap is most of the first run; "
+            "a higher tap sends fewer, such as --taps 1/2"
+        )
     if demand().link_seconds > demand().compute_seconds:
         fewer = "shorter samples send less" if job.tail else "fewer taps send less, such as --taps every:8"
         reasons.append(f"the link is still the slower part; {fewer}")

@@ -8,6 +8,7 @@ import os
 import pathlib
 import types
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -73,10 +74,13 @@ class Resume:
             return None
         except _DAMAGED as exc:
             raise DataError(f"{self.path} cannot be read ({exc}); delete it to start anew") from exc
-        if found != spec or content.get("data") != self.data:
+        different = _different(found.to_map(), spec.to_map())
+        if different or content.get("data") != self.data:
             raise DataError(
-                f"{self.path} is of an unfinished session with other options or data; "
-                "repeat those to go on with it, or delete the file to start anew"
+                f"{self.path} is of an unfinished session with other "
+                f"{', '.join(different) or 'data'}; repeat what it was started with to go on, or delete "
+                "the file to start anew ('mobillm sessions "
+                f"cancel {session.hex()}' ends the session on its server)"
             )
         return Unfinished(session, equalizers)
 
@@ -113,6 +117,18 @@ class Resume:
     def clear(self) -> None:
         """Forget the session."""
         self.path.unlink(missing_ok=True)
+
+
+def _different(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
+    """Name the fields in which two specs differ, in dots."""
+    found = []
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _different(old, new, f"{where}{name}.")
+        elif old != new:
+            found.append(where + name)
+    return found
 
 
 def _equalizer(tap: int, factors: str, spec: SessionSpec) -> Equalizer:

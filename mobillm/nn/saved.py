@@ -35,6 +35,7 @@ class SideConfig:
         weights: SHA-256 of the weights' file, 64 hex digits; None when it is not known. It is
             :func:`save_side` that fills it in.
         bits: of the linear layers of the backbone it was trained with; None if they were not quantized.
+        pairs: whether a sample is a pair of texts; the completions of ``causal-lm`` are none.
 
     """
 
@@ -44,6 +45,7 @@ class SideConfig:
     ending: str = ""
     weights: str | None = None
     bits: int | None = None
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_length <= MAX_LENGTH:
@@ -72,6 +74,7 @@ class SideConfig:
             "ending": self.ending,
             "weights": self.weights,
             "bits": self.bits,
+            "pairs": self.pairs,
         }
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -112,6 +115,7 @@ class SideConfig:
             ("format", int, str(_FORMAT)),
             ("max_length", int, f"1 to {MAX_LENGTH}"),
             ("ending", str, "a text, as it was in training"),
+            ("pairs", bool, "whether samples are pairs of texts"),
         ):
             if type(content.get(name)) is not kind:
                 raise ConfigError(name, _short(content.get(name)), expected)
@@ -131,6 +135,7 @@ class SideConfig:
             labels=None if labels is None else tuple(labels),
             weights=weights,
             bits=bits,
+            pairs=content["pairs"],
         )
 
 

@@ -15,8 +15,8 @@ from ..errors import ConfigError, ModelError
 from ..spec import SessionSpec
 from .backbone import Backbone
 from .bits import name_of_bits
-from .ending import close_text
 from .heads import FrozenHead, export_lm_head
+from .inputs import check_pairs, encode
 from .saved import CONFIG_FILE, WEIGHTS_FILE, SideConfig, read_config, read_weights, save_side
 from .side import SideCache, SideNetwork
 from .tail import check_base, upper_weights
@@ -96,8 +96,8 @@ class SideTuned:
 
         Raises:
             ConfigError: ``batch_size`` is below 1.
-            ModelError: the side network was trained for causal-lm, a text is empty or not valid Unicode,
-                or an output is not finite.
+            ModelError: the side network was trained for causal-lm, or on pairs and a text is none (or the
+                other way round), a text is empty or not valid Unicode, or an output is not finite.
 
         """
         if self.config.spec.task == "causal-lm":
@@ -107,6 +107,7 @@ class SideTuned:
         for number, text in enumerate(texts, 1):
             if not all(part.strip() for part in ((text,) if isinstance(text, str) else text)):
                 raise ModelError(f"text {number} is empty; leave it out, as empty texts are in training")
+        check_pairs(self.config, texts)
         samples = [self._encode(text) for text in texts]
         order = sorted(range(len(samples)), key=lambda index: len(samples[index]))
         found: dict[int, Prediction] = {}
@@ -202,11 +203,9 @@ class SideTuned:
         )
 
     def _encode(self, text: str | tuple[str, str]) -> list[int]:
-        length, ending = self.config.max_length, self.config.ending
-        if isinstance(text, str):
-            return self.backbone.tokenize([close_text(text, ending)], length)[0]
-        first, second = text
-        return self.backbone.tokenize_pairs([(first, close_text(second, ending))], length)[0]
+        config = self.config
+        tokenizer = self.backbone.tokenizer
+        return encode(tokenizer, [text], max_length=config.max_length, ending=config.ending)[0]
 
     def _taps(self, samples: Sequence[Sequence[int]]) -> list[Tensor]:
         taps: list[Tensor] = []

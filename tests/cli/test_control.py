@@ -15,7 +15,7 @@ from mobillm.errors import ConfigError, MobiLLMError
 def test_no_server(tmp_path: Path) -> None:
     """A directory without a server, or that is not there, is refused with what to do."""
     for folder in (tmp_path, tmp_path / "missing", tmp_path / ("d" * 120)):
-        with pytest.raises(ConfigError, match="start one with 'mobillm serve'"):
+        with pytest.raises(ConfigError, match="was started with, or 'mobillm serve'"):
             request(folder, "list")
 
 

@@ -44,6 +44,16 @@ def test_text_and_limit(model: str, side: str, data: str, capsys: pytest.Capture
     assert 0.0 <= float(figures["accuracy"]) <= 1.0
 
 
+def test_pairs_where_single_texts_were_trained(
+    model: str, side: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A column too many is wrong usage, before the model is loaded."""
+    path = tmp_path / "d.csv"
+    path.write_text("text,more,label\nw5 w6,w7,no\n")
+    command = ["evaluate", "--model", model, "--side", side, "--data", str(path), "--pair-column", "more"]
+    assert f"--pair-column is 'more'; expected none, as --side {side}" in fails(capsys, *command, status=2)
+
+
 def test_regression(
     model: str, regression_side: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

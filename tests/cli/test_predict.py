@@ -28,13 +28,13 @@ def test_arguments(model: str, side: str, capsys: pytest.CaptureFixture[str]) ->
 def test_standard_input_as_json(
     model: str, side: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lines of standard input, pairs among them, give JSON lines, whatever the batches."""
+    """Lines of standard input give JSON lines, whatever the batches."""
     found = []
     for size in ("1", "2"):
-        monkeypatch.setattr("sys.stdin", io.StringIO("w5 w20\nw7\tw8 w9\r\n w5 w20 \n"))
+        monkeypatch.setattr("sys.stdin", io.StringIO("w5 w20\nw7 w8 w9\r\n w5 w20 \n"))
         assert main(["predict", "--model", model, "--side", side, "--json", "--batch-size", size]) == 0
         found.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
-    assert [entry["text"] for entry in found[0]] == ["w5 w20", "w7\tw8 w9", " w5 w20 "]
+    assert [entry["text"] for entry in found[0]] == ["w5 w20", "w7 w8 w9", " w5 w20 "]
     for one, two in zip(*found, strict=True):
         assert one["label"] == two["label"] == max(one["scores"], key=one["scores"].get)
         assert one["score"] == pytest.approx(two["score"], abs=0.02)
@@ -46,6 +46,14 @@ def test_pairs() -> None:
     """A tab separates two sentences; blanks around them are dropped as in training."""
     assert _pair(" one ") == "one"
     assert _pair("one \t two\tthree") == ("one", "two\tthree")
+
+
+def test_a_pair_where_single_texts_were_trained(
+    model: str, side: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tab too many, or a forgotten one, is no number that looks right."""
+    text = fails(capsys, "predict", "--model", model, "--side", side, "w5\tw6")
+    assert "text 1: the side network was trained on single texts and got pairs" in text
 
 
 def test_regression(model: str, regression_side: str, capsys: pytest.CaptureFixture[str]) -> None:

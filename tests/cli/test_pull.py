@@ -42,7 +42,7 @@ def test_detach_and_pull(
         assert main(["predict", "--model", model, "--side", str(out), "w5 w30"]) == 0
         capsys.readouterr()
         text = fails(capsys, *following[1:])
-        assert "waits for no result" in text
+        assert "no result is to be fetched for" in text
         assert "it holds a result already" in text
 
 

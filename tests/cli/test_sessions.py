@@ -150,4 +150,4 @@ def test_what_names_no_session(name: str, capsys: pytest.CaptureFixture[str]) ->
 def test_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line says what is missing."""
     text = fails(capsys, "sessions", "list", "--data-dir", str(tmp_path), status=2)
-    assert text.startswith(f"--data-dir is '{tmp_path}'; expected the data directory of a running server")
+    assert text.startswith(f"--data-dir is '{tmp_path}'; expected the --data-dir that a server")

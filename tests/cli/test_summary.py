@@ -22,7 +22,7 @@ def arguments(**changes: Any) -> argparse.Namespace:
     defaults = {
         "model": "smollm2", "dtype": "bfloat16", "compute_dtype": "auto", "heldout": None,
         "task": "classification", "out": Path("side"), "nice": False, "no_header": False,
-        "text_column": None, "pair_column": None, "label_column": None,
+        "text_column": None, "pair_column": None, "label_column": None, "stream_weights": False,
     }  # fmt: skip
     return argparse.Namespace(**(defaults | changes))
 
@@ -58,6 +58,7 @@ def test_the_next_command_uses_the_model_in_the_same_way() -> None:
     assert summary(REPORT, arguments()).endswith("next: mobillm predict --model smollm2 --side side ...")
     text = summary(REPORT, arguments(dtype="int8", compute_dtype="float32"))
     assert text.endswith("--side side --dtype int8 --compute-dtype float32 ...")
+    assert summary(REPORT, arguments(stream_weights=True)).endswith("--side side --stream-weights ...")
 
 
 def test_fraction(tmp_path: Path) -> None:

@@ -376,7 +376,7 @@ def test_killed_device_goes_on(server: str, backbone: Backbone, tmp_path: pathli
     left = json.loads((tmp_path / "broken" / "session.json").read_text())
     assert len(left["session"]) == 32
     assert not (tmp_path / "broken" / "side_model.safetensors").exists()
-    with pytest.raises(DataError, match="other options or data"):
+    with pytest.raises(DataError, match="of an unfinished session with other"):
         finetune(backbone, examples(96), server=server, token=TOKEN, output=tmp_path / "broken")
     run(tmp_path / "broken", None)
     assert not (tmp_path / "broken" / "session.json").exists()

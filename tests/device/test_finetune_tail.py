@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from mobillm.errors import RemoteError
 from mobillm.formats import Format, row_size
 from mobillm.nn import tail
 from mobillm.nn.backbone import Backbone
+from mobillm.nn.inputs import input_ids
 from mobillm.nn.models import resolve_model
 from mobillm.nn.sidetuned import SideTuned
 from mobillm.nn.streamed import StreamedBackbone
@@ -29,6 +31,7 @@ from tests.device.texts import examples
 from tests.nn.tiny import tiny_model, tiny_tokenizer
 from tests.processes import TOKEN, server_process
 
+ROOT = pathlib.Path(__file__).parents[2]
 TAIL = SideSpec(kind="tail", rank=4, dropout=0.0)
 
 
@@ -86,10 +89,34 @@ def test_tail_in_two_processes(server: str, backbone: Backbone, tmp_path: pathli
     classifier.model.load_state_dict(whole.model.state_dict())
     model = peft.PeftModel.from_pretrained(classifier, str(tmp_path / "one")).eval()
     for text, scores in zip(data, ours, strict=True):
-        (ids,) = backbone.tokenize([text], 128)
+        (ids,) = input_ids(tmp_path / "one", tiny_tokenizer(), [f" {text} "])
         with torch.no_grad():
             theirs = model(input_ids=torch.tensor([ids])).logits[0].softmax(-1)
         torch.testing.assert_close(torch.tensor(scores), theirs, rtol=1e-4, atol=1e-5)
+
+
+# PEFT asks a model for it, not we.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_the_program_of_readme(
+    server: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """README's program answers as our own prediction does, blanks and a missing mark included."""
+    base: Any = tiny_model("llama")
+    base.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    backbone = StreamedBackbone.from_pretrained(tmp_path / "model", taps=[1])
+    data = [Example(f"{example.text} .", target=example.target) for example in examples(32)]
+    side = SideSpec(kind="tail", rank=4)
+    finetune(backbone, data, server=server, token=TOKEN, side=side, output=tmp_path / "mood")
+    (program,) = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    text = " w5 w6 w7 "
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(program.replace("what a day!", text), {})
+    numbers = [float(number) for number in re.findall(r"\d\.\d+", capsys.readouterr().out)]
+    tuned = SideTuned.from_pretrained(backbone, tmp_path / "mood")
+    assert tuned.config.ending == " ."
+    assert numbers == pytest.approx(tuned.predict([text])[0].scores, abs=1e-3)
 
 
 def test_broken_off_while_layers_are_sent(server: str, tmp_path: pathlib.Path) -> None:

@@ -70,7 +70,7 @@ def test_another_session_by_now(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match="waits for another session by now"):
         PENDING.check(tmp_path)
     Pending.clear(tmp_path)
-    with pytest.raises(DataError, match="waits for no result"):
+    with pytest.raises(DataError, match="no result is to be fetched for"):
         PENDING.check(tmp_path)
 
 

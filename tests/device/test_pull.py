@@ -97,7 +97,7 @@ def test_killed_after_the_first_pass(backbone: Backbone, tmp_path: pathlib.Path)
     seen: list[Progress] = []
     with server_process(tmp_path / "server") as server:
         pulled = pull(tmp_path / "left", server, on_progress=seen.append)
-        with pytest.raises(DataError, match="waits for no result"):
+        with pytest.raises(DataError, match="no result is to be fetched for"):
             pull(tmp_path / "left", server)
     assert (pulled.session, pulled.steps) == (left.session, 4 * EPOCHS)
     assert (pulled.loss, pulled.evaluation) == (stayed.loss, stayed.evaluation)

@@ -11,6 +11,7 @@ import pytest
 from mobillm.codec import Equalizer
 from mobillm.device.resume import Resume
 from mobillm.errors import DataError
+from mobillm.spec import CodecSpec
 from tests.sessions import spec
 
 
@@ -74,9 +75,13 @@ def test_another_session(tmp_path: pathlib.Path) -> None:
     """Other options are refused, with what to do."""
     resume = Resume(tmp_path / "session.json", "da7a")
     resume.save(b"x" * 16, spec())
-    with pytest.raises(DataError, match="repeat those to go on with it, or delete the file"):
-        resume.load(spec(seed=4))
-    with pytest.raises(DataError, match="other options or data"):
+    with pytest.raises(
+        DataError, match=r"with other epochs, seed; repeat what .* or delete the file .*cancel 7878"
+    ):
+        resume.load(spec(seed=4, epochs=7))
+    with pytest.raises(DataError, match=r"with other codec\.block; repeat"):
+        resume.load(spec(codec=CodecSpec(block=64)))
+    with pytest.raises(DataError, match="with other data; repeat"):
         Resume(resume.path, "0the7").load(spec())
 
 

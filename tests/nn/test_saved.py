@@ -18,7 +18,7 @@ from tests.nn.tiny import session
 def test_files(tmp_path: Path) -> None:
     """The directory holds exactly the two files, and both survive the round trip."""
     folder = tmp_path / "new"
-    config = SideConfig(spec=session(), max_length=7, labels=("a", "b"), ending=" .")
+    config = SideConfig(spec=session(), max_length=7, labels=("a", "b"), ending=" .", pairs=True)
     save_side(folder, b"weights", config)
     assert {entry.name for entry in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
     found = read_config(folder)
@@ -67,6 +67,8 @@ def test_missing_files(tmp_path: Path) -> None:
         {"bits": 5},
         {"bits": True},
         {"ending": None},
+        {"pairs": None},
+        {"pairs": 1},
     ],
 )
 def test_bad_configuration(change: dict[str, Any]) -> None:

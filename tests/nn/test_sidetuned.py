@@ -89,7 +89,7 @@ def test_predict(tmp_path: Path, architecture: str) -> None:
     config = SideConfig(spec=spec, max_length=4, labels=("bad", "fair", "good"))
     save_side(tmp_path, network.state_bytes(), config)
     tuned = SideTuned.from_pretrained(backbone, tmp_path)
-    texts: list[str | tuple[str, str]] = ["w5 w6 w7 w8 w9 w10", "w4", ("w30", "w31 w32"), "w20 w21"]
+    texts = ["w5 w6 w7 w8 w9 w10", "w4", "w30 w31 w32", "w20 w21"]
     all_at_once, by_two = tuned.predict(texts), tuned.predict(texts, batch_size=2)
     (alone,) = tuned.predict([texts[1]])
     assert [entry.label for entry in all_at_once] == [entry.label for entry in by_two]
@@ -110,9 +110,11 @@ def test_predict_closes_texts(tmp_path: Path) -> None:
         config = SideConfig(spec=spec, max_length=8, ending=ending)
         save_side(tmp_path, network.state_bytes(), config)
         tuned = SideTuned.from_pretrained(backbone, tmp_path)
-        texts: list[str | tuple[str, str]] = ["w5 w6", "w5 w6 .", ("w7", "w5"), ("w7", "w5 .")]
-        open_text, closed, open_pair, closed_pair = (entry.scores for entry in tuned.predict(texts))
+        open_text, closed = (entry.scores for entry in tuned.predict([" w5 w6 ", "w5 w6 ."]))
         assert (open_text == pytest.approx(closed, abs=1e-5)) is same
+        save_side(tmp_path, network.state_bytes(), dataclasses.replace(config, pairs=True))
+        tuned = SideTuned.from_pretrained(backbone, tmp_path)
+        open_pair, closed_pair = (e.scores for e in tuned.predict([(" w7", "w5 "), ("w7", "w5 .")]))
         assert (open_pair == pytest.approx(closed_pair, abs=1e-5)) is same
 
 

@@ -277,7 +277,9 @@ def test_the_socket_is_gone(run_once: Run, tmp_path: pathlib.Path) -> None:
                 MobiLLMError, match=r"its socket control\.sock there is gone; restart the server"
             ):
                 await ask(tmp_path, "list")
-        with pytest.raises(ConfigError, match="the data directory of a running server"):
+        with pytest.raises(
+            ConfigError, match="the --data-dir that a server on this machine was started with"
+        ):
             await ask(tmp_path, "list")
 
     run_once(main())

@@ -86,7 +86,9 @@ def test_the_figures_of_all_points(at: Server, backbone: Backbone, monkeypatch: 
     monkeypatch.setattr(overlap, "POINTS", small)
     found = Bench(at, Console(quiet=True), backbone).efficiency(quick=True)
     assert set(found["efficiency"]) == {"device_bound", "link_bound", "server_bound"}
-    assert all(0.0 < value <= 1.0 for value in found["efficiency"].values())
+    # Where nothing holds six tiny batches up, all may be durable at once: then no time is left to be busy in.
+    assert all(0.0 <= value <= 1.0 for value in found["efficiency"].values())
+    assert found["efficiency"]["link_bound"] > 0.0
     assert all(value > 0.0 for value in found["serial_over_pipelined"].values())
     assert found["stages"]["link_bound"]["critical"] == "link"
     rounds = found["rounds"]["device_bound"]

@@ -63,8 +63,8 @@ class Options(TypedDict, total=False):
         batch_size: samples of an optimizer step; 32 if not given, 16 for a tail.
         max_length: most tokens of a sample; longer ones are cut.
         seed: of the order, the initialisation and dropout.
-        output: directory for the result, which replaces one that is there; None does not save it. While the run is unfinished the
-            directory remembers its session: the same call after a kill goes on where it stopped, and
+        output: directory for the result, which replaces one that is there; None does not save it. While the
+            run is unfinished the directory remembers its session: the same call after a kill goes on where it stopped, and
             once the server has everything :func:`mobillm.device.pull.pull_async` fetches the result, too.
         detach: come back as soon as the server has everything on its disk, for
             :func:`mobillm.device.pull.pull_async` later; needs ``output``.

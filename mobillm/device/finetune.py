@@ -64,8 +64,9 @@ class Options(TypedDict, total=False):
         max_length: most tokens of a sample; longer ones are cut.
         seed: of the order, the initialisation and dropout.
         output: directory for the result, which replaces one that is there; None does not save it. While the
-            run is unfinished the directory remembers its session: the same call after a kill goes on where it stopped, and
-            once the server has everything :func:`mobillm.device.pull.pull_async` fetches the result, too.
+            run is unfinished the directory remembers its session: the same call after a kill goes on where it
+            stopped, and once the server has everything :func:`mobillm.device.pull.pull_async` fetches the
+            result, too.
         detach: come back as soon as the server has everything on its disk, for
             :func:`mobillm.device.pull.pull_async` later; needs ``output``.
         duty: part of the time in which the device computes at most, above 0 to 1 (default).

@@ -23,7 +23,7 @@ from .models import local_directory
 from .quantized_loading import load_quantized
 from .stored import StoredLayers
 from .taps import parse_taps
-from .tokens import tokenize, tokenize_pairs
+from .tokens import tokenize
 from .workspace import Workspace
 
 __all__ = ["Backbone", "OnBatchTap", "OnTap"]
@@ -289,10 +289,6 @@ class Backbone:
     def tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Encode texts; see :func:`~mobillm.nn.tokens.tokenize`."""
         return tokenize(self.tokenizer, texts, max_length)
-
-    def tokenize_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int) -> list[list[int]]:
-        """Encode sentence pairs; see :func:`~mobillm.nn.tokens.tokenize_pairs`."""
-        return tokenize_pairs(self.tokenizer, pairs, max_length)
 
     def check(self, input_ids: Sequence[Sequence[int]], past: int = 0) -> None:
         """Refuse samples that cannot be run forward; nothing is computed.

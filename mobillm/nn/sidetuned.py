@@ -72,10 +72,11 @@ class SideTuned:
         """
         config = read_config(directory)
         _check_fit(backbone, config)
+        tail = None
         if config.spec.tail is not None:
             check_base(backbone, config.spec)
+            tail = upper_weights(backbone, config.spec.model.taps[0])
         weights = read_weights(directory, config)
-        tail = None if config.spec.tail is None else upper_weights(backbone, config.spec.model.taps[0])
         network = SideNetwork.from_spec(config.spec, _head_of(backbone, config.spec), tail)
         try:
             network.load_bytes(weights)
@@ -108,7 +109,10 @@ class SideTuned:
             if not all(part.strip() for part in ((text,) if isinstance(text, str) else text)):
                 raise ModelError(f"text {number} is empty; leave it out, as empty texts are in training")
         check_pairs(self.config, texts)
-        samples = [self._encode(text) for text in texts]
+        settings = self.config
+        samples = encode(
+            self.backbone.tokenizer, texts, max_length=settings.max_length, ending=settings.ending
+        )
         order = sorted(range(len(samples)), key=lambda index: len(samples[index]))
         found: dict[int, Prediction] = {}
         for start in range(0, len(order), batch_size):
@@ -201,11 +205,6 @@ class SideTuned:
             "the side network's weights are not finite; it was trained with too large a learning rate: "
             "train again with a smaller one"
         )
-
-    def _encode(self, text: str | tuple[str, str]) -> list[int]:
-        config = self.config
-        tokenizer = self.backbone.tokenizer
-        return encode(tokenizer, [text], max_length=config.max_length, ending=config.ending)[0]
 
     def _taps(self, samples: Sequence[Sequence[int]]) -> list[Tensor]:
         taps: list[Tensor] = []

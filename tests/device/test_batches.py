@@ -8,6 +8,7 @@ from mobillm.device.batches import ENOUGH, GROUP, make_batches
 from mobillm.device.dataset import Example
 from mobillm.errors import DataError, ModelError
 from mobillm.nn.backbone import Backbone
+from mobillm.nn.tokens import tokenize_pairs
 from mobillm.spec import IGNORED
 from tests.nn.tiny import tiny_model, tiny_tokenizer
 
@@ -87,7 +88,9 @@ def test_ending(backbone: Backbone) -> None:
             backbone, [example], task="classification", batch_size=4, max_length=9, seed=0, ending=" ."
         )
         expected = (
-            backbone.tokenize([text], 9) if isinstance(text, str) else backbone.tokenize_pairs([text], 9)
+            backbone.tokenize([text], 9)
+            if isinstance(text, str)
+            else tokenize_pairs(backbone.tokenizer, [text], 9)
         )
         assert batch.input_ids == expected
     (batch,) = make_batches(

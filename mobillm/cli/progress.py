@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 import time
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from ..device.progress import Progress as Figures
@@ -26,6 +27,7 @@ _STAGES = {
     "done": "done",
 }
 _LINE_INTERVAL = 10.0  # seconds between lines where there is no terminal
+_SPEED_PERIOD = 300.0  # seconds whose speed tells how long the rest takes: a step may take a minute
 
 
 def describe(figures: Figures) -> str:
@@ -52,7 +54,9 @@ class ProgressDisplay:
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+            TimeRemainingColumn(),
             console=self._console,
+            speed_estimate_period=_SPEED_PERIOD,
         )
         self._task = self._bar.add_task("", total=1, unit="samples")
         self._live: Live | None = None
@@ -68,33 +72,52 @@ class ProgressDisplay:
         if self._live is not None:
             self._live.stop()
 
+    @property
+    def left(self) -> float | None:
+        """Seconds until the end of this stage, by its speed; None before there is one."""
+        return self._bar.tasks[0].time_remaining
+
     def update(self, figures: Figures) -> None:
         """Show new figures."""
         changed, self._stage = figures.stage != self._stage, figures.stage
         if figures.stage == "connect":
             say(f"{_STAGES['connect']} ...")
-        elif self._console.is_terminal:
+            return
+        self._count(figures, anew=changed)
+        if self._console.is_terminal:
             self._draw(figures)
         elif changed or time.monotonic() - self._shown >= _LINE_INTERVAL:
             self._shown = time.monotonic()
             # What is only fetched was sent by an earlier run.
             sent = f"{figures.samples}/{figures.total_samples} samples  " if figures.total_samples else ""
-            print(f"{_STAGES[figures.stage]}: {sent}{describe(figures)}", file=sys.stderr, flush=True)
+            left = f"  about {datetime.timedelta(seconds=int(self.left))} left" if self.left else ""
+            print(
+                f"{_STAGES[figures.stage]}: {sent}{describe(figures)}{left}",
+                file=sys.stderr,
+                flush=True,
+            )
 
-    def _draw(self, figures: Figures) -> None:
-        if self._live is None:
-            self._live = Live(console=self._console, refresh_per_second=5)
-            self._live.start()
+    def _count(self, figures: Figures, *, anew: bool) -> None:
+        """Count what this stage has done; ``anew`` forgets the speed of the stage before."""
         if figures.stage == "forward":
             done, total, unit = figures.samples, figures.total_samples, "samples"
         else:
             unit = "blobs" if figures.stage == "upload" else "steps"
             done, total = figures.step, figures.total_steps
-        self._bar.update(
-            self._task,
-            description=_STAGES[figures.stage],
-            completed=done,
-            total=max(1, total),
-            unit=unit,
-        )
+        total = max(1, total)
+        if anew:
+            self._bar.reset(
+                self._task,
+                total=total,
+                completed=done,
+                description=_STAGES[figures.stage],
+                unit=unit,
+            )
+        else:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def _draw(self, figures: Figures) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, refresh_per_second=5)
+            self._live.start()
         self._live.update(Group(self._bar, Text(describe(figures))))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
+import re
 
+import pytest
+import rich.console
+
+from mobillm.cli import progress
 from mobillm.cli.progress import ProgressDisplay, describe
 from mobillm.device.progress import Progress
 
@@ -64,3 +69,30 @@ def test_on_a_terminal_there_is_a_bar(
     err = capsys.readouterr().err
     assert "6/12 steps" in err
     assert "both busy" in err
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_how_long_the_rest_takes(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It follows from this stage's speed alone: ten samples a second, then two seconds a step."""
+    now = 0.0
+    monkeypatch.setattr(rich.console, "monotonic", lambda: now)
+    monkeypatch.setattr(progress, "_LINE_INTERVAL", 0.0)
+    if terminal:
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "160")
+    seen = []
+    with ProgressDisplay() as display:
+        for second in range(1, 11):
+            now = float(second)
+            display.update(dataclasses.replace(FIGURES, samples=50 + 10 * second, total_samples=1200))
+        seen.append(display.left)
+        for step in range(3, 7):
+            now += 2.0
+            display.update(dataclasses.replace(FIGURES, stage="train", step=step, total_steps=1200))
+        seen.append(display.left)
+    assert seen == [105.0, 2388.0]
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert ("0:39:48" if terminal else "about 0:39:48 left") in shown

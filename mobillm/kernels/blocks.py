@@ -8,6 +8,7 @@ with a block in the place of a row.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,12 @@ _Octets = npt.NDArray[np.uint8]
 SMALLEST = np.float32(2.0**-24)  # the smallest positive fp16 number
 _EPSILON = np.float32(1e-8)
 _GROUP = 4
-_ROWS = 1152  # that are turned at a time
+# Blocks that are handled side by side: a row of theirs stays in the first-level cache while it is worked on
+# with their scales, and no power of two lies between rows.
+_PIECE = 576
+# Values that numpy copies at a time where it cannot go on in place. It would put the scales of short rows
+# together in its buffer, which takes as long as the operation; those of one long row stay where they are.
+_BUFFER = 512
 # Added to a value below 2**22 it leaves the nearest integer, ties to even, in the lowest bits of the sum.
 _ROUND = np.float32(1.5 * 2**23)
 _workspace = Workspace()
@@ -48,6 +54,14 @@ def encode(fmt: Format, values: _Floats, out: _Octets) -> bool:
         False when a value is not finite or its magnitude is above 65504; ``out`` then holds anything.
 
     """
+    before = np.setbufsize(_BUFFER)
+    try:
+        return _encode(fmt, values, out)
+    finally:
+        np.setbufsize(before)
+
+
+def _encode(fmt: Format, values: _Floats, out: _Octets) -> bool:
     turned = turn(values)
     low, high = extremes(turned)
     if not (_least(low) >= -F16_MAX and _most(high) <= F16_MAX):
@@ -84,18 +98,18 @@ def turn(values: _Floats) -> _Floats:
         values: fp32 [blocks, n], contiguous.
 
     Returns:
-        [n // g, blocks, g], where neighbours stay together in groups of *g*: 4, or 1 if 4 does not divide
-        *n*. Groups of 16 bytes are turned in a quarter of the time of single values. The next call uses the
-        memory again.
+        [pieces, n // g, blocks // pieces, g], where neighbours stay together in groups of *g*: 4, or 1 if 4
+        does not divide *n*. Groups of 16 bytes are turned in a quarter of the time of single values. The next
+        call uses the memory again.
 
     """
     blocks, n = values.shape
     group = _GROUP if n % _GROUP == 0 else 1
-    turned: _Floats = _workspace.take("turned", (n // group, blocks, group), np.float32)
+    pieces = _pieces(blocks)
+    turned: _Floats = _workspace.take("turned", (pieces, n // group, blocks // pieces, group), np.float32)
     kind = f"V{4 * group}"
-    target, source = turned.view(kind)[..., 0], values.view(kind)
-    for start in range(0, blocks, _ROWS):  # what is read several times stays in the cache
-        target[:, start : start + _ROWS] = source[start : start + _ROWS].T
+    source = values.view(kind).reshape(pieces, blocks // pieces, n // group)
+    turned.view(kind)[..., 0] = source.transpose(0, 2, 1)
     return turned
 
 
@@ -103,26 +117,41 @@ def extremes(turned: _Floats) -> tuple[_Floats, _Floats]:
     """Return the smallest and the largest value of each block.
 
     Args:
-        turned: fp32 [n // g, blocks, g].
+        turned: fp32 [pieces, n // g, blocks // pieces, g].
 
     Returns:
         Two arrays [blocks]; a block that holds NaN gives NaN in both.
 
     """
-    groups, blocks, group = turned.shape
-    flat = turned.reshape(groups, blocks * group)
+    flat = _rows(turned)
+    group = turned.shape[3]
+    blocks = len(turned) * turned.shape[2]
     found = _workspace.take("extremes", (2, blocks), np.float32)
     # Two buffers: halves of one would be a multiple of 4 KiB apart, where loads wait for stores.
     four = _workspace.take("four", (blocks * group,), np.float32)
     two = _workspace.take("two", (blocks * group,), np.float32)
     with np.errstate(invalid="ignore"):
         for smaller, least in zip((np.minimum, np.maximum), found, strict=True):
-            smaller.reduce(flat, axis=0, out=least if group == 1 else four)
+            into = least if group == 1 else four
+            smaller.reduce(flat, axis=1, out=into.reshape(len(flat), -1))
             if group == _GROUP:
                 # Two of four results are not needed: steps on long vectors cost less than strides.
                 smaller(four[:-2], four[2:], out=two[2:])
                 smaller(two[2::_GROUP], two[3::_GROUP], out=least)
     return found[0], found[1]
+
+
+@functools.lru_cache(maxsize=64)
+def _pieces(blocks: int) -> int:
+    """Return into how many pieces blocks are divided: the number that makes them closest to the best size."""
+    most = max(1, 2 * blocks // _PIECE)
+    return min((n for n in range(1, most + 1) if blocks % n == 0), key=lambda n: abs(blocks // n - _PIECE))
+
+
+def _rows(turned: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """View [pieces, k, blocks, g] as [pieces, k, blocks * g]."""
+    pieces, groups, blocks, group = turned.shape
+    return turned.reshape(pieces, groups, blocks * group)
 
 
 def decode(fmt: Format, records: _Octets, n: int, out: _Floats) -> None:
@@ -172,7 +201,7 @@ def top_bits(step: Any, low: Any, bits: int) -> tuple[Any, Any]:
 
 
 def _encode_asym4(turned: _Floats, low: _Floats, high: _Floats, out: _Octets) -> None:
-    size = code_size(4, len(turned) * turned.shape[2])
+    size = code_size(4, turned.shape[1] * turned.shape[3])
     base, inverse = _workspace.take("scales", (2, len(low)), np.float32)
     if not _scale_normal(low, high, base, inverse, out[:, size:]):
         _scale_any(low, high, base, inverse, out[:, size:])
@@ -183,7 +212,7 @@ def _encode_asym4(turned: _Floats, low: _Floats, high: _Floats, out: _Octets) ->
         np.multiply(end, inverse, out=end)
     outside = not (_least(low) >= -0.5 and _most(high) < 15.5)
     codes = _codes(turned, base, inverse, 15 if outside else None)
-    if turned.shape[2] == _GROUP:
+    if turned.shape[3] == _GROUP:
         pairs = codes.view("<u2")
         word = _workspace.take("turned", pairs.shape, np.uint16)  # the values are not needed any more
         np.right_shift(pairs, 4, out=word)
@@ -192,7 +221,7 @@ def _encode_asym4(turned: _Floats, low: _Floats, high: _Floats, out: _Octets) ->
         np.copyto(packed, word, casting="unsafe")
         _turn_back(packed, out[:, :size])
     else:
-        straight = _workspace.take("codes", (len(out), len(turned)), np.uint8)
+        straight = _workspace.take("codes", (len(out), turned.shape[1]), np.uint8)
         _turn_back(codes, straight)
         np.multiply(straight, 16, out=straight)  # to the upper bits; numpy shifts bytes one at a time
         bitpack.pack(straight, 4, out[:, :size])
@@ -243,19 +272,19 @@ def _scale_any(low: _Floats, high: _Floats, base: _Floats, scale: _Floats, out: 
 
 
 def _turn_back(turned: _Octets, out: _Octets) -> None:
-    """Put bytes [k, blocks, g] into their blocks' order, [blocks, k * g]."""
-    kind = f"<u{turned.shape[2]}"
-    target = out.view(kind)
-    for group, of_blocks in enumerate(turned.view(kind)[..., 0]):  # faster than all in one assignment
-        target[:, group] = of_blocks
+    """Put bytes [pieces, k, blocks, g] into their blocks' order, [pieces * blocks, k * g]."""
+    kind = f"<u{turned.shape[3]}"
+    pieces, groups, blocks = turned.shape[:3]
+    source, target = turned.view(kind)[..., 0], out.view(kind).reshape(pieces, blocks, groups)
+    for group in range(groups):  # faster than all in one assignment
+        target[:, :, group] = source[:, group]
 
 
 def _codes(turned: _Floats, low: _Floats, inverse: _Floats, top: int | None = None) -> _Octets:
     """Make codes in the place of the values; they are limited to 0 to ``top`` if it is given."""
-    groups, blocks, group = turned.shape
-    flat = turned.reshape(groups, blocks * group)
-    np.subtract(flat, low.repeat(group), out=flat)
-    np.multiply(flat, inverse.repeat(group), out=flat)
+    flat, group = _rows(turned), turned.shape[3]
+    for operate, of_blocks in ((np.subtract, low), (np.multiply, inverse)):
+        operate(flat, of_blocks.repeat(group).reshape(len(flat), 1, -1), out=flat)
     if top is not None:
         np.clip(turned, 0, top, out=turned)
     np.add(turned, _ROUND, out=turned)
@@ -265,22 +294,24 @@ def _codes(turned: _Floats, low: _Floats, inverse: _Floats, top: int | None = No
 
 
 def _pack_table(fmt: Format, grid: _Octets, out: _Octets) -> None:
-    groups, blocks, group = grid.shape
+    pieces, groups, blocks, group = grid.shape
     if group == _GROUP:
         pairs = grid.view("<u2")
         packed = _workspace.take("packed", pairs.shape, np.uint8)
         table_of(fmt).packed_pairs.take(pairs, out=packed, mode="wrap")
         _turn_back(packed, out[:, : 2 * groups])
         return
-    codes = np.zeros((blocks, groups + groups % 2), np.uint8)
-    codes[:, :groups] = table_of(fmt).codes.take(grid[..., 0].T)
+    codes = np.zeros((pieces * blocks, groups + groups % 2), np.uint8)
+    straight = grid[..., 0].transpose(0, 2, 1).reshape(pieces * blocks, groups)
+    codes[:, :groups] = table_of(fmt).codes.take(straight)
     out[:, : codes.shape[1] // 2] = codes[:, ::2] | codes[:, 1::2] << 4
 
 
 def _f8_codes(ratio: _Floats, absmax: _Floats) -> _Octets:
     # e4m3 has 3 bits of fraction and a bias of 7, fp32 23 and 127. Below 2**-6 it counts steps of 2**-9.
     inverse: Any = np.float32(F8_MAX) / np.maximum(absmax, SMALLEST)
-    np.multiply(ratio, inverse.repeat(ratio.shape[2]).reshape(ratio.shape[1:]), out=ratio)
+    flat = _rows(ratio)
+    np.multiply(flat, inverse.repeat(ratio.shape[3]).reshape(len(flat), 1, -1), out=flat)
     bits = ratio.view(np.uint32)
     sign: _Octets = (bits >> 24).astype(np.uint8)
     sign &= 0x80

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mobillm.formats import Format
+from mobillm.formats import Format, packed_size
 from mobillm.kernels import blocks, reference
 
 
@@ -24,10 +24,11 @@ def test_extremes_keep_nan() -> None:
 @pytest.mark.parametrize("n", [1, 3, 4, 36, 64])
 def test_extremes_of_any_length(n: int) -> None:
     """Blocks that are no multiple of a group are searched too."""
-    values = np.random.default_rng(n).standard_normal((50, n)).astype(np.float32)
-    low, high = blocks.extremes(blocks.turn(values))
-    assert (low == values.min(axis=1)).all()
-    assert (high == values.max(axis=1)).all()
+    for many in (50, 1152):  # one piece, and two
+        values = np.random.default_rng(n).standard_normal((many, n)).astype(np.float32)
+        low, high = blocks.extremes(blocks.turn(values))
+        assert (low == values.min(axis=1)).all()
+        assert (high == values.max(axis=1)).all()
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -55,3 +56,31 @@ def test_codes_outside_are_limited(ends: tuple[float, float], n: int) -> None:
     out = np.empty((1, (n + 1) // 2 + 4), np.uint8)
     assert blocks.encode(Format.ASYM4, values, out)
     assert out.tobytes() == reference.quantize(values, Format.ASYM4)
+
+
+@pytest.mark.parametrize("n", [64, 63])
+@pytest.mark.parametrize("fmt", [Format.ASYM4, Format.ASYM3, Format.ASYM8, Format.NF4, Format.F8])
+def test_pieces_meet_without_a_seam(fmt: Format, n: int) -> None:
+    """However many blocks are encoded together, each gets the record that it gets alone."""
+    values = np.random.default_rng(n).standard_normal((1729, n)).astype(np.float32)
+    record = packed_size(fmt, 64, (n,))
+    alone = np.empty((len(values), record), np.uint8)
+    for number in range(len(values)):
+        assert blocks.encode(fmt, values[number : number + 1], alone[number : number + 1])
+    for many in (2, 575, 577, 900, 1152, 1728, 1729):
+        together = np.empty((many, record), np.uint8)
+        assert blocks.encode(fmt, values[:many], together)
+        assert (together == alone[:many]).all(), many
+
+
+def test_numpys_buffer_is_left_as_it_was() -> None:
+    """It belongs to the caller, and may have any size."""
+    before = np.setbufsize(4096)
+    try:
+        values = np.ones((1, 64), np.float32)
+        assert blocks.encode(Format.ASYM4, values, np.empty((1, 36), np.uint8))
+        values[0, 7] = math.nan
+        assert not blocks.encode(Format.ASYM4, values, np.empty((1, 36), np.uint8))
+        assert np.getbufsize() == 4096
+    finally:
+        np.setbufsize(before)

@@ -120,25 +120,36 @@ def extremes(turned: _Floats) -> tuple[_Floats, _Floats]:
         turned: fp32 [pieces, n // g, blocks // pieces, g].
 
     Returns:
-        Two arrays [blocks]; a block that holds NaN gives NaN in both.
+        Two arrays [blocks]; a block that holds NaN gives NaN in at least one of them.
 
     """
     flat = _rows(turned)
-    group = turned.shape[3]
-    blocks = len(turned) * turned.shape[2]
-    found = _workspace.take("extremes", (2, blocks), np.float32)
+    low, high = _workspace.take("extremes", (2, len(turned) * turned.shape[2]), np.float32)
+    # Bits of numbers below zero, as unsigned, are in reverse order and above all others; those of numbers
+    # above zero, as signed, are in order and above all others. Integers are compared in half of the steps,
+    # as none of them is NaN; the bits of one are above infinity's in one of the two.
+    _search(np.maximum, flat.view(np.uint32), low.view(np.uint32))
+    _search(np.maximum, flat.view(np.int32), high.view(np.int32))
+    if _most(low.view(np.int32)) >= 0 or _least(high.view(np.int32)) < 0:  # a block without one of the two
+        with np.errstate(invalid="ignore"):
+            _search(np.minimum, flat, low)
+            _search(np.maximum, flat, high)
+    return low, high
+
+
+def _search(further: Any, flat: npt.NDArray[Any], found: npt.NDArray[Any]) -> None:
+    """Reduce [pieces, k, blocks * g] to [pieces * blocks]."""
+    group = flat.shape[0] * flat.shape[2] // len(found)
+    if group == 1:
+        further.reduce(flat, axis=1, out=found.reshape(len(flat), -1))
+        return
     # Two buffers: halves of one would be a multiple of 4 KiB apart, where loads wait for stores.
-    four = _workspace.take("four", (blocks * group,), np.float32)
-    two = _workspace.take("two", (blocks * group,), np.float32)
-    with np.errstate(invalid="ignore"):
-        for smaller, least in zip((np.minimum, np.maximum), found, strict=True):
-            into = least if group == 1 else four
-            smaller.reduce(flat, axis=1, out=into.reshape(len(flat), -1))
-            if group == _GROUP:
-                # Two of four results are not needed: steps on long vectors cost less than strides.
-                smaller(four[:-2], four[2:], out=two[2:])
-                smaller(two[2::_GROUP], two[3::_GROUP], out=least)
-    return found[0], found[1]
+    four = _workspace.take("four", (len(found) * group,), flat.dtype)
+    two = _workspace.take("two", (len(found) * group,), flat.dtype)
+    further.reduce(flat, axis=1, out=four.reshape(len(flat), -1))
+    # Two of four results are not needed: steps on long vectors cost less than strides.
+    further(four[:-2], four[2:], out=two[2:])
+    further(two[2::_GROUP], two[3::_GROUP], out=found)
 
 
 @functools.lru_cache(maxsize=64)
@@ -275,9 +286,10 @@ def _turn_back(turned: _Octets, out: _Octets) -> None:
     """Put bytes [pieces, k, blocks, g] into their blocks' order, [pieces * blocks, k * g]."""
     kind = f"<u{turned.shape[3]}"
     pieces, groups, blocks = turned.shape[:3]
-    source, target = turned.view(kind)[..., 0], out.view(kind).reshape(pieces, blocks, groups)
-    for group in range(groups):  # faster than all in one assignment
-        target[:, :, group] = source[:, group]
+    source = turned.view(kind)[..., 0].transpose(1, 0, 2)
+    target = out.view(kind).reshape(pieces, blocks, groups).transpose(2, 0, 1)
+    for place, group in zip(target, source, strict=True):  # faster than all in one assignment
+        place[...] = group
 
 
 def _codes(turned: _Floats, low: _Floats, inverse: _Floats, top: int | None = None) -> _Octets:

@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 # Values handled at a time: few enough that temporaries stay in the caches, and with a power of two
 # the groups of a block would compete for the same lines of the first-level cache.
-_CHUNK = 9 << 15
+_CHUNK = 27 << 14
 _OCTET, _INTEGER, _FLOAT = np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.float32)
 _KINDS = {np.dtype(name): native.KINDS[name] for name in ("float32", "float16")}
 _workspace = Workspace()
@@ -127,7 +127,7 @@ def dequantize(
     elif fmt.is_block:
         table = values.reshape(layout.rows, layout.width)
         records = octets.reshape(layout.rows, layout.row_size)
-        for rows in _row_chunks(layout, _CHUNK):
+        for rows in _row_chunks(layout):
             _decode_rows(fmt, layout, records[rows], table[rows])
             if factors is not None:
                 table[rows] *= factors
@@ -194,10 +194,10 @@ def _decode_rows(fmt: Format, layout: Layout, records: npt.NDArray[np.uint8], ou
         target[...] = values.reshape(target.shape)
 
 
-def _row_chunks(layout: Layout, values: int) -> list[slice]:
+def _row_chunks(layout: Layout) -> list[slice]:
     if layout.size == 0:
         return []
-    step = max(1, values // layout.width)
+    step = max(1, _CHUNK // layout.width)
     return [slice(start, min(start + step, layout.rows)) for start in range(0, layout.rows, step)]
 
 
@@ -205,8 +205,7 @@ def _quantize_blocks(
     x: npt.NDArray[Any], fmt: Format, layout: Layout, inverse: Floats | None, out: npt.NDArray[np.uint8]
 ) -> None:
     values = x.reshape(layout.rows, layout.width)
-    # The minimum/maximum formats have the smallest temporaries, and gain from fewer calls.
-    for rows in _row_chunks(layout, 2 * _CHUNK if fmt.is_asym else _CHUNK):
+    for rows in _row_chunks(layout):
         for span in layout.spans:
             part = _part(values[rows, span.columns], None if inverse is None else inverse[span.columns])
             part = part.reshape(-1, span.values)

@@ -84,3 +84,27 @@ def test_numpys_buffer_is_left_as_it_was() -> None:
         assert np.getbufsize() == 4096
     finally:
         np.setbufsize(before)
+
+
+@pytest.mark.parametrize("fmt", [Format.ASYM4, Format.ASYM8, Format.NF4, Format.F8])
+@pytest.mark.parametrize("rest", [(-1.0, 1.0), (1.0, 2.0), (-2.0, -1.0), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.copysign(math.nan, -1), math.inf, -math.inf, 65520.0, -65520.0]
+)
+def test_what_is_too_large_is_seen(fmt: Format, rest: tuple[float, float], value: float) -> None:
+    """Whatever sign it and its neighbours have, and wherever it is."""
+    for place in (0, 1, 2, 3, 63):
+        values = np.linspace(*rest, 128, dtype=np.float32).reshape(2, 64)
+        values[1, place] = value
+        assert not blocks.encode(fmt, values, np.empty((2, packed_size(fmt, 64, (64,))), np.uint8))
+
+
+@pytest.mark.parametrize("n", [64, 63])
+@pytest.mark.parametrize("rest", [(1.0, 2.0), (-2.0, -1.0), (-0.0, -0.0), (-1.0, -0.0), (0.0, 1.0)])
+def test_extremes_of_one_sign(rest: tuple[float, float], n: int) -> None:
+    """A block without a number on one side of zero, among others that have both."""
+    values = np.random.default_rng(n).standard_normal((20, n)).astype(np.float32)
+    values[7] = np.random.default_rng(n).permutation(np.linspace(*rest, n, dtype=np.float32))
+    low, high = blocks.extremes(blocks.turn(values))
+    assert (low == values.min(axis=1)).all()
+    assert (high == values.max(axis=1)).all()

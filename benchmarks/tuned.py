@@ -1,14 +1,16 @@
 """One fine-tuning run against a server: this process is the device, ``mobillm serve`` is another.
 
 ``python -m benchmarks.tuned METHOD TASK --data DIR --seed S --epochs E``, with the defaults of ``mobillm
-finetune``. It prints a line of JSON as :mod:`benchmarks.baselines` does: ``curve`` has one place, the end,
-and its seconds are the CPU time of this process from the first batch on; ``seconds`` is the whole run on
-the wall, ``bytes`` what was sent.
+finetune`` where ``--lr`` and ``--rank`` name no others. With ``--search`` the same fifth of the training
+samples as in :mod:`benchmarks.baselines` is held out and judged by. It prints a line of JSON as that does:
+``curve`` has one place, the end, and its seconds are the CPU time of this process from the first batch on;
+``seconds`` is the whole run on the wall, ``bytes`` what was sent.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 import mobillm
-from benchmarks.baselines import MAX_LENGTH
+from benchmarks.baselines import HELD_OUT, MAX_LENGTH
 from benchmarks.harness import interruptible
 from benchmarks.rig import DEVICE_CORE, server
 from benchmarks.tasks import TASKS
@@ -55,8 +57,15 @@ METHODS = {
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train once and return what is printed."""
     task = TASKS[args.task]
-    dataset, dev = task.load(args.data, "train"), task.load(args.data, "dev")
+    dataset, judged = task.load(args.data, "train"), task.load(args.data, "dev")
+    if args.search:
+        dataset, judged = dataset.split(HELD_OUT, 0)
     method = METHODS[args.method]
+    optimizer, side = defaults_of(method.side).optimizer, SideSpec(kind=method.side)
+    if args.lr is not None:
+        optimizer = dataclasses.replace(optimizer, lr=args.lr)
+    if args.rank is not None:
+        side = dataclasses.replace(side, rank=args.rank)
     examples: Sequence[Example] = dataset.examples
     backbone = mobillm.Backbone.from_pretrained(
         "smollm2",
@@ -73,7 +82,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             token=access.token,
             task=task.kind,
             labels=task.labels,
-            side=SideSpec(kind=method.side),
+            side=side,
+            optimizer=optimizer,
             epochs=args.epochs,
             max_length=MAX_LENGTH,
             seed=args.seed,
@@ -83,7 +93,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         tuned = SideTuned.from_pretrained(backbone, folder)
     batches = make_batches(
         backbone,
-        dev.examples,
+        judged.examples,
         task=task.kind,
         batch_size=DEFAULTS.batch_size,
         max_length=MAX_LENGTH,
@@ -109,6 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="of the task's files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--lr", type=float, help="learning rate")
+    parser.add_argument("--rank", type=int, help="of the matrices of LoRA")
+    parser.add_argument("--search", action="store_true")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {DEVICE_CORE})

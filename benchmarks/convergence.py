@@ -55,7 +55,7 @@ PLANS = {
     "head": Plan((2,), (1e-3, 3e-3, 1e-2)),
     "mobillm": Plan((4,), ()),
     "mobillm_int8": Plan((4,), ()),
-    "mobillm_tail": Plan((1, 2), ()),
+    "mobillm_tail": Plan((1, 2, 4), ()),
     "mobillm_tail_int8": Plan((2,), ()),
     "mobillm_tail_half": Plan((2,), ()),
 }

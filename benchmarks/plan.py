@@ -131,8 +131,8 @@ def compare(point: Point, at: Server) -> dict[str, Any]:
         report = measured(point, at, pathlib.Path(folder))
     plan = predicted(point, report)
     job = plan["job"]
-    changed = job["batch"] != point.batch or job["streamed"] != ("--stream-weights" in point.options)
-    if changed or job["format"] != point.format:
+    made = (point.batch, "--stream-weights" in point.options, point.format)
+    if (job["batch"], job["streamed"], job["format"]) != made:
         raise RuntimeError(f"plan predicts another run: {plan['reasons']}; choose the point as it advises")
     pairs = {
         "memory": (plan["memory_bytes"], report["peak_bytes"]),

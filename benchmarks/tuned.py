@@ -1,7 +1,7 @@
 """One fine-tuning run against a server: this process is the device, ``mobillm serve`` is another.
 
 ``python -m benchmarks.tuned METHOD TASK --data DIR --seed S --epochs E``, with the defaults of ``mobillm
-finetune`` where ``--lr`` and ``--rank`` name no others. With ``--search`` the same fifth of the training
+finetune``, or the learning rate of ``--lr``. With ``--search`` the same fifth of the training
 samples as in :mod:`benchmarks.baselines` is held out and judged by. It prints a line of JSON as that does:
 ``curve`` has one place, the end, and its seconds are the CPU time of this process from the first batch on;
 ``seconds`` is the whole run on the wall, ``bytes`` what was sent.
@@ -61,11 +61,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.search:
         dataset, judged = dataset.split(HELD_OUT, 0)
     method = METHODS[args.method]
-    optimizer, side = defaults_of(method.side).optimizer, SideSpec(kind=method.side)
+    optimizer = defaults_of(method.side).optimizer
     if args.lr is not None:
         optimizer = dataclasses.replace(optimizer, lr=args.lr)
-    if args.rank is not None:
-        side = dataclasses.replace(side, rank=args.rank)
     examples: Sequence[Example] = dataset.examples
     backbone = mobillm.Backbone.from_pretrained(
         "smollm2",
@@ -82,7 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             token=access.token,
             task=task.kind,
             labels=task.labels,
-            side=side,
+            side=SideSpec(kind=method.side),
             optimizer=optimizer,
             epochs=args.epochs,
             max_length=MAX_LENGTH,
@@ -120,7 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, help="learning rate")
-    parser.add_argument("--rank", type=int, help="of the matrices of LoRA")
     parser.add_argument("--search", action="store_true")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

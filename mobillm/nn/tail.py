@@ -15,6 +15,7 @@ from ..errors import ConfigError, ModelError
 from ..spec import SessionSpec, TailSpec
 from .architectures import describe
 from .backbone import Backbone
+from .streamed import StreamedBackbone
 from .upper import FrozenLayers
 
 __all__ = ["TailBlobs", "check_base", "describe_tail", "upper_weights"]
@@ -110,9 +111,21 @@ class TailBlobs:
 
 
 def upper_weights(backbone: Backbone, tap: int) -> FrozenLayers:
-    """Return the weights of a backbone's layers above a tap; a resident one's are shared, not copied."""
-    layers = [backbone.layer_weights(number) for number in range(tap, backbone.layers)]
-    return FrozenLayers(layers, _ending(backbone))
+    """Return the weights of a backbone's layers above a tap; a resident one's are shared, not copied.
+
+    Those of a streamed backbone stay on the disk, and are brought into the memory of its own layers.
+    """
+    numbers = range(tap, backbone.layers)
+    if not isinstance(backbone, StreamedBackbone) or backbone.store is None:
+        return FrozenLayers(list(map(backbone.layer_weights, numbers)), _ending(backbone))
+    store = backbone.store
+    layers = [dict(backbone.parts.layers[number].named_parameters()) for number in numbers]
+
+    def bring(place: int) -> None:
+        store.depth = backbone.layers
+        store.bring(numbers[place])
+
+    return FrozenLayers(layers, _ending(backbone), bring)
 
 
 def _ending(backbone: Backbone) -> dict[str, Tensor]:

@@ -66,11 +66,14 @@ class FrozenLayers:
         layers: tensors of each layer, by their names in it.
         ending: ``norm.weight`` of the final norm, and where the architecture has them ``norm.bias`` and
             ``inv_freq`` [half of a head's size], the rotary frequencies.
+        bring: is called with a layer's place in ``layers`` before that layer runs, and puts its weights into
+            the tensors; None when they are there.
 
     """
 
     layers: Sequence[Mapping[str, Tensor]]
     ending: Mapping[str, Tensor]
+    bring: Callable[[int], None] | None = None
 
     @classmethod
     def from_blobs(cls, tail: TailSpec, blobs: Mapping[str, bytes]) -> FrozenLayers:
@@ -122,7 +125,8 @@ class _Past:
 class UpperLayers(nn.Module):
     """The layers above a tap with LoRA in them, then the final norm.
 
-    Frozen weights are used as they are given, not copied. Computing is in their type, or on a CPU without
+    Frozen weights are used as they are given, not copied; those that are brought layer by layer are for use
+    only, as a backward pass would find others. Computing is in their type, or on a CPU without
     instructions for it in fp32, with one matrix copied at a time.
 
     Args:
@@ -143,6 +147,7 @@ class UpperLayers(nn.Module):
         known = architecture_of(spec.tail)
         self._place, self._some = known.place, known.some
         self._inner = inner_bytes(spec)
+        self._bring = None if frozen is None else frozen.bring
         width = spec.model.hidden_size
         with torch.device("meta"):
             self.layers = nn.ModuleList(known.layer(spec, spec.tail, n) for n in range(len(spec.tail.layers)))
@@ -194,7 +199,9 @@ class UpperLayers(nn.Module):
         steps: list[Callable[..., Tensor]] = list(self.layers)
         if rows is not None:
             steps[-1] = functools.partial(self._some, self.layers[-1], rows=rows)
-        for step in steps:
+        for number, step in enumerate(steps):
+            if self._bring is not None:
+                self._bring(number)
             if again:
                 kept = checkpoint(step, hidden, use_reentrant=False, preserve_rng_state=False, **named)
                 hidden = cast(Tensor, kept)
@@ -218,7 +225,9 @@ class UpperLayers(nn.Module):
         start = past[0][0].shape[2] if past else 0
         hidden, named = self._begin(tap, torch.arange(start, start + len(tap)))
         seen = _Past(past)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if self._bring is not None:
+                self._bring(number)
             hidden = layer(hidden, layout=None, past_key_values=seen, **named)
         out: Tensor = self.norm(hidden[0])
         return out, seen.following

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from mobillm.errors import ModelError
 from mobillm.nn.backbone import Backbone
 from mobillm.nn.checkpoint import Checkpoint
+from mobillm.nn.heads import FrozenHead, export_lm_head
+from mobillm.nn.side import SideNetwork
 from mobillm.nn.sidetuned import SideConfig, SideTuned, save_side
 from mobillm.nn.streamed import StreamedBackbone
 from mobillm.nn.tail import TailBlobs, check_base, describe_tail, upper_weights
-from mobillm.spec import ARCHITECTURES
-from tests.nn.tiny import SAMPLES, collect, tail_session, tiny_model, tiny_tokenizer
+from mobillm.spec import ARCHITECTURES, SessionSpec
+from tests.nn.tiny import SAMPLES, VOCABULARY, collect, tail_session, tiny_model, tiny_tokenizer
 
 
 def saved(folder: Path, architecture: str) -> Path:
@@ -97,6 +100,60 @@ def test_upper_weights_keep_their_type() -> None:
     assert len(weights.layers) == 2
     assert all(tensor.dtype == backbone.dtype for layer in weights.layers for tensor in layer.values())
     assert set(weights.ending) == {"norm.weight", "inv_freq"}
+
+
+def used(backbone: Backbone, spec: SessionSpec, head: FrozenHead | None) -> tuple[SideNetwork, Tensor]:
+    """Return a disturbed network above a backbone, and what it makes of samples."""
+    network = SideNetwork.from_spec(spec, head, upper_weights(backbone, spec.model.taps[0])).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.trained().values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+        outputs = [
+            network(collect(backbone, [sample]), torch.tensor([len(sample)])) for sample in SAMPLES
+        ]  # each time all layers once more
+    return network, torch.cat(outputs)
+
+
+@pytest.mark.parametrize("tap", [0, 1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_upper_layers_of_a_streamed_backbone_stay_on_the_disk(
+    architecture: str, tap: int, tmp_path: Path
+) -> None:
+    """They are used two at a time in the memory of the backbone's own, and compute the same to the bit."""
+    directory = saved(tmp_path, architecture)
+    resident = Backbone.from_pretrained(directory, taps=[tap])
+    streamed = StreamedBackbone.from_pretrained(directory, taps=[tap])
+    spec, _ = tail_session(resident)
+    _, expected = used(resident, spec, None)
+    network, found = used(streamed, spec, None)
+    assert expected.abs().max() > 0.1
+    assert torch.equal(found, expected)
+    assert network.upper is not None
+    own = {p.untyped_storage().data_ptr() for p in streamed.parts.layers.parameters()}
+    frozen = [p for p in network.upper.layers.parameters() if not p.requires_grad]
+    assert len(own) == 2
+    assert {p.untyped_storage().data_ptr() for p in frozen} <= own
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_generation_above_a_streamed_backbone(architecture: str, tmp_path: Path) -> None:
+    """Token by token, each layer is there when it is used."""
+    directory = saved(tmp_path, architecture)
+    found = []
+    for kind in (Backbone, StreamedBackbone):
+        backbone = kind.from_pretrained(directory, taps=[1], lm_head=True)
+        settings: Any = backbone.model.generation_config
+        settings.eos_token_id = None
+        data = export_lm_head(backbone.model)
+        digest = hashlib.sha256(data).hexdigest()
+        spec, _ = tail_session(backbone, task="causal-lm", outputs=VOCABULARY, head=digest)
+        network, logits = used(backbone, spec, FrozenHead.from_bytes(data))
+        tuned = SideTuned(backbone, network, SideConfig(spec=spec, max_length=16))
+        found.append((logits, tuned.generate_tokens([5, 6, 7], 8)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert len(found[0][1]) == 8
+    assert found[0][1] == found[1][1]
 
 
 def test_adapters_of_another_model(tmp_path: Path) -> None:

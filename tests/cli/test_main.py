@@ -42,6 +42,8 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert "invalid choice: 'fly'" in fails(capsys, "fly", status=2)
     text = fails(capsys, "generate", "--model", "m", status=2)
     assert "required: --side, --prompt; see 'mobillm generate --help'" in text
+    text = fails(capsys, "sessions", "list", "--all", status=2)
+    assert "unrecognized arguments: --all; see 'mobillm sessions list --help'" in text
 
 
 def _run_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *, debug: bool = False) -> None:

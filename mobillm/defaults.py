@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 from .spec import OptimizerSpec
 
-__all__ = ["DEFAULTS", "TAIL_DEFAULTS", "Defaults", "defaults_of"]
+__all__ = ["DEFAULTS", "EPOCHS", "TAIL_DEFAULTS", "Defaults", "defaults_of", "epochs_of"]
+
+# Passes over the data of each task. They cost a device nothing, and a few labelled texts need several.
+EPOCHS = {"classification": 4, "regression": 4, "causal-lm": 1}
 
 
 class Defaults(NamedTuple):
@@ -32,3 +35,8 @@ TAIL_DEFAULTS = Defaults("1/3", 16, OptimizerSpec(lr=1e-3))
 def defaults_of(kind: str) -> Defaults:
     """Return the settings for a kind of side network."""
     return TAIL_DEFAULTS if kind == "tail" else DEFAULTS
+
+
+def epochs_of(task: str) -> int:
+    """Return the passes over the data for a task; 1 for one that does not exist."""
+    return EPOCHS.get(task, 1)

@@ -22,7 +22,9 @@ def test_a_program_gets_what_the_command_gets(kind: str, lr: float, batches: int
     taps = defaults_of(kind).taps
     backbone = Backbone.from_model(tiny_model("llama"), tiny_tokenizer(), name="tiny", taps=taps)
     spec = _prepare(backbone, DATA, {"side": SideSpec(kind=kind)}).spec
-    assert (spec.optimizer, spec.batches) == (OptimizerSpec(lr=lr), batches)
+    assert (spec.optimizer, spec.batches, spec.epochs) == (OptimizerSpec(lr=lr), batches, 4)
     own = dataclasses.replace(spec.optimizer, lr=0.5)
-    asked = _prepare(backbone, DATA, {"side": SideSpec(kind=kind), "optimizer": own, "batch_size": 5}).spec
-    assert (asked.optimizer, asked.batches) == (own, 8)
+    asked = _prepare(
+        backbone, DATA, {"side": SideSpec(kind=kind), "optimizer": own, "batch_size": 5, "epochs": 1}
+    )
+    assert (asked.spec.optimizer, asked.spec.batches, asked.spec.epochs) == (own, 8, 1)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..defaults import DEFAULTS, TAIL_DEFAULTS
+from ..defaults import DEFAULTS, EPOCHS, TAIL_DEFAULTS
 from ..device.dataset import Dataset, load_examples
 from ..device.pending import PENDING_FILE
 from ..device.resume import SESSION_FILE
@@ -86,7 +86,11 @@ def add(subparsers: Subparsers) -> None:
         help="evaluate on this file, or on a random part such as 0.1 of --data; never trained on",
     )
     data.add_argument(
-        "--epochs", type=between(1, 10_000), default=1, metavar="N", help="passes (default: %(default)s)"
+        "--epochs",
+        type=between(1, 10_000),
+        metavar="N",
+        help="passes, of which the device computes one (default: "
+        f"{EPOCHS['classification']}; {EPOCHS['causal-lm']} for causal-lm)",
     )
     data.add_argument(
         "--early-stopping",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from ..defaults import defaults_of
+from ..defaults import defaults_of, epochs_of
 from ..errors import ConfigError
 from ..formats import Format
 from ..nn.bits import BITS
@@ -55,6 +55,8 @@ def settle_kind(args: argparse.Namespace) -> None:
     settle_layers(args)
     if args.lr is None:
         args.lr = defaults_of(args.side_kind).optimizer.lr
+    if args.epochs is None:
+        args.epochs = epochs_of(args.task)
     if args.task == "causal-lm" and args.side_kind == "head":
         raise ConfigError("side_kind", args.side_kind, "ladder, parallel or tail for --task causal-lm")
     check_tokens(args.tokens, args.task, SideSpec(kind=args.side_kind, pool=args.side_pool))

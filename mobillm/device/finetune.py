@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from ..defaults import defaults_of
+from ..defaults import defaults_of, epochs_of
 from ..errors import ConfigError, DataError, ErrorCode, RemoteError
 from ..nn.ending import common_ending
 from ..nn.heads import FrozenHead, export_lm_head
@@ -58,7 +58,8 @@ class Options(TypedDict, total=False):
         optimizer: of the server; that of :mod:`mobillm.defaults` for the kind of side network if not given.
         tokens: which tokens are sent: ``all`` (default), ``loss`` or ``last``; see
             :class:`mobillm.SessionSpec` for what the last two need.
-        epochs: passes over the data; the device computes one forward pass whatever the number.
+        epochs: passes over the data; the device computes one forward pass whatever the number. 4 if not
+            given, 1 for ``causal-lm``.
         early_stopping: epochs without a lower held-out loss after which training ends; 0 trains all.
         batch_size: samples of an optimizer step; 32 if not given, 16 for a tail.
         max_length: most tokens of a sample; longer ones are cut.
@@ -421,7 +422,7 @@ def _prepare(backbone: Backbone, dataset: Sequence[Example], options: Options) -
         side=side,
         optimizer=options.get("optimizer", defaults.optimizer),
         codec=codec,
-        epochs=options.get("epochs", 1),
+        epochs=options.get("epochs", epochs_of(task)),
         early_stopping=options.get("early_stopping", 0),
         batches=len(train),
         seed=seed,

@@ -140,7 +140,7 @@ def test_finetune_over_mutual_tls(
         run[run.index("--data") + 1], run[run.index("--out") + 1] = data, str(tmp_path / "side")
         run += ["--side-width", "8", "--side-heads", "2", "--taps", "all", "--batch-size", "8", "--json"]
         assert main(run) == 0
-        assert json.loads(capsys.readouterr().out)["steps"] == 3
+        assert json.loads(capsys.readouterr().out)["steps"] == 12  # three batches, four epochs
         swapped = [part.replace(str(folder), str(other)) for part in run]
         assert "CERTIFICATE_VERIFY_FAILED" in fails(capsys, *swapped)
         at = run.index("--cert")

@@ -96,7 +96,7 @@ def test_json(
         assert out.count("\n") == 1
         assert "What leaves this device:" in err
         assert (report["samples"], report["evaluation"]["samples"]) == (24, 6)
-        assert (report["steps"], report["output"]) == (5, str(tmp_path))
+        assert (report["steps"], report["output"]) == (20, str(tmp_path))  # of four epochs
 
 
 @pytest.mark.parametrize("kind", ["ladder", "tail"])

@@ -71,15 +71,20 @@ def test_options_that_do_not_go_together(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], (32, 5e-4, "every:4")),
-        (["--side-kind", "tail"], (16, 1e-3, "1/3")),
-        (["--side-kind", "tail", "--lr", "2e-4", "--batch-size", "8", "--taps", "3"], (8, 2e-4, "3")),
+        ([], (32, 5e-4, "every:4", 4)),
+        (["--side-kind", "tail"], (16, 1e-3, "1/3", 4)),
+        (["--side-kind", "tail", "--lr", "2e-4", "--batch-size", "8", "--taps", "3"], (8, 2e-4, "3", 4)),
+        (["--task", "causal-lm"], (32, 5e-4, "every:4", 1)),
+        (["--task", "causal-lm", "--epochs", "3"], (32, 5e-4, "every:4", 3)),
     ],
 )
-def test_defaults_of_a_kind(options: list[str], expected: tuple[int, float, str]) -> None:
-    """LoRA above a tap has a batch size, a learning rate and a tap of its own, unless others are given."""
+def test_defaults_of_a_kind(options: list[str], expected: tuple[int, float, str, int]) -> None:
+    """LoRA above a tap has a batch size, a learning rate and a tap of its own, unless others are given.
+
+    Labelled texts are passed over more often than texts that are continued.
+    """
     parser = Parser(prog="mobillm", description="", epilog="")
     finetune.add(parser.add_subparsers())
     args = parser.parse_args(["finetune", "--model", "m", "--data", "d", "--out", "o", *options])
     settle_kind(args)
-    assert (args.batch_size, args.lr, args.taps) == expected
+    assert (args.batch_size, args.lr, args.taps, args.epochs) == expected
